@@ -1,0 +1,3 @@
+from baltoro.cli import main
+
+main()

@@ -1,0 +1,141 @@
+"""The words that every door speaks: messages, tools, requests and the pieces of an answer.
+
+Free of any vendor's wire format. The dialects in `server/` translate to and from these; the
+template turns them into token ids; the parser turns token ids back into `Delta`s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Json = Any  # a value that json.loads may return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """One call that an assistant made: arguments are the raw JSON text, exactly as generated."""
+
+    id: str  # canonical form functions.NAME:IDX; foreign ids are renamed by chat/call_ids.py
+    name: str
+    arguments: str | Mapping[str, Json]  # a client may send a dict; the template renders it as HF's tojson does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn of a conversation, as the K2 template sees it."""
+
+    role: str  # system, user, assistant, tool; any other role is rendered as a system turn
+    content: str | Sequence[Mapping[str, Json]] | None = None  # text, or parts {"type": "text", "text": ...}
+    name: str | None = None  # replaces the role in the turn's header
+    tool_calls: tuple[ToolCall, ...] = ()  # assistant only
+    tool_call_id: str | None = None  # tool only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """One declared function. `declaration` is the dict as the client sent it; the template prints it unchanged."""
+
+    name: str
+    parameters: Mapping[str, Json]  # JSON schema of the arguments object; {} accepts any object
+    declaration: Mapping[str, Json]  # {"type": "function", "function": {...}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolChoice:
+    """auto: the model decides; none: no call; required: at least one call; named: calls of `name` only."""
+
+    mode: Literal["auto", "none", "required", "named"] = "auto"
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """What a client wants said. Fields left None take the model's or the server's default."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = ToolChoice()
+    parallel_tool_calls: bool = True  # False: at most one call a turn
+    max_tokens: int | None = None  # None: as many as the context leaves
+    temperature: float = 0.6  # Moonshot's recommendation for K2-Instruct
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    seed: int | None = None
+    stop: tuple[str, ...] = ()  # strings that end the text; never part of the answer
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer's text; whole characters only."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallBegun:
+    """A call whose name is known. `index` counts this turn's calls from 0."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentsDelta:
+    """A piece of the raw JSON text of call `index`."""
+
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """Call `index` is complete. A call that never ends is incomplete and must not be dispatched."""
+
+    index: int
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0  # prompt tokens that were not computed again
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last delta of every stream."""
+
+    reason: FinishReason
+    usage: Usage
+
+
+Delta = TextDelta | CallBegun | ArgumentsDelta | CallEnded | Finished
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompletionRequest:
+    """A prompt to go on with, without template, tools or grammar."""
+
+    prompt: str | Sequence[int]  # control tokens may be spelled out; or token ids
+    max_tokens: int | None = None  # None: as many as the context leaves
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    seed: int | None = None
+    stop: tuple[str, ...] = ()  # strings that end the text; never part of it
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """A token of a completion and the characters that it completes; the stop token has none."""
+
+    token: int | None  # None: text that was held back until the end
+    text: str

@@ -1,0 +1,277 @@
+"""The command line: each command parses, calls one function of the library, prints.
+
+Data to stdout, talk to stderr. Exit 0: done; 1: an explained failure; 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from baltoro.errors import BaltoroError, RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from baltoro.chat.messages import Tool
+    from baltoro.llm import LLM
+
+app = typer.Typer(
+    name="baltoro",
+    help="Run, train and serve Kimi K2.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich would double the time that --help takes
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+MODEL_HELP = "A directory with config.json, safetensors shards and tiktoken.model, or a preset."
+OptionalModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="nano")]
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def main() -> None:
+    """The entry point: what a user can repair is explained in two lines, without a traceback."""
+    try:
+        app(prog_name="baltoro")
+    except BaltoroError as error:
+        _fail(error)
+
+
+def _fail(error: BaltoroError) -> None:
+    hint = f"\n  hint: {error.hint}" if error.hint else ""
+    typer.echo(f"error: {error.message}{hint}", err=True)
+    sys.exit(1)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            number = version("baltoro")
+        except PackageNotFoundError:
+            number = "from a source tree that is not installed"
+        typer.echo(f"baltoro {number}")
+        raise typer.Exit
+
+
+def _open(model: str, *, threads: int | None, max_context: int | None = None, max_running: int | None = None) -> LLM:
+    from baltoro.llm import LLM
+
+    began = time.monotonic()
+    typer.echo(f"loading {model} ...", err=True)
+    llm = LLM.open(model, max_context=max_context, max_running=max_running, threads=threads)
+    typer.echo(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens", err=True)
+    return llm
+
+
+@app.callback()
+def baltoro(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    model: OptionalModel = "nano",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="Name that requests may use; repeatable. [default: MODEL and K2's names]")
+    ] = None,
+    max_context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    max_running: Annotated[int | None, typer.Option(min=1, help="Requests decoded together. [default: 32]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
+    grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
+) -> None:
+    """Serve MODEL over the API of OpenAI.
+
+    POST /v1/chat/completions and /v1/completions, plain and streamed; GET /v1/models, /health and /docs.
+    """
+    from baltoro.server import listen
+    from baltoro.server.app import Served, create_app
+
+    sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
+    with closing(_open(model, max_context=max_context, max_running=max_running, threads=threads)) as llm:
+        served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
+        url = listen.url(host, sockets[0])
+        typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
+        cut = listen.run(create_app(served), sockets, grace_s=grace)
+    if cut:
+        raise BaltoroError(f"left with {cut} request(s) unfinished", hint="--grace gives them more time")
+
+
+def default_names(model: str) -> list[str]:
+    """The model's own name first; programs written for K2 find theirs too."""
+    return list(
+        dict.fromkeys([Path(model).resolve().name, "baltoro", "kimi-k2-instruct", "moonshotai/Kimi-K2-Instruct"])
+    )
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="nano")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="Ask this and leave; `-` or no terminal: ask what stdin says.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt. [default: K2's own]")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: always the likeliest token.")] = 0.6,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. [default: what the context leaves]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of tools as OpenAI declares them; calls are printed, you give results."),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
+) -> None:
+    """Talk to MODEL in the terminal, or ask it one PROMPT.
+
+    A single argument that names no model is the prompt: `baltoro chat "Who are you?"` asks nano.
+    """
+    from baltoro import terminal
+    from baltoro.chat.messages import ChatRequest, Message
+
+    if model is not None and prompt is None and not names_model(model):
+        model, prompt = None, model
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise typer.BadParameter("the prompt is empty", param_hint="PROMPT")
+    request = ChatRequest(
+        messages=(Message(role="system", content=system),) if system is not None else (),
+        tools=read_tools(tools) if tools else (),
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    with closing(_open(model or "nano", threads=threads)) as llm:
+        if prompt is None:
+            terminal.converse(llm, request)
+        else:
+            terminal.ask(llm, replace(request, messages=(*request.messages, Message(role="user", content=prompt))))
+
+
+def names_model(word: str) -> bool:
+    """Whether a lone argument of `chat` means a model: a preset, or something that looks like a path."""
+    from baltoro.config import PRESETS
+
+    return word in PRESETS or (not any(c.isspace() for c in word) and ("/" in word or Path(word).exists()))
+
+
+def read_tools(path: Path) -> tuple[Tool, ...]:
+    """The tools of a JSON file: a list, or an object with a list `tools`, as in a request's body."""
+    from baltoro.server import body, openai
+
+    try:
+        document = body.parse_json(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}", hint="--tools takes a JSON file") from error
+    if isinstance(document, dict):
+        document = cast("dict[str, Any]", document).get("tools")
+    return openai.read_tools(document)
+
+
+@app.command()
+def info(
+    model: OptionalModel = "nano",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """Say what MODEL is, counted from its config.
+
+    Parameters, bytes, cache bytes a token, and whether its files agree with its config.
+    """
+    from baltoro.weights.describe import describe
+
+    facts = describe(model)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    files: dict[str, Any] = facts.pop("checkpoint") or {}
+    for name, value in {**facts, **{f"checkpoint {name}": value for name, value in files.items()}}.items():
+        typer.echo(f"{name:26} {f'{value:,}' if type(value) is int else value}")
+
+
+@app.command()
+def forward(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint; no tokenizer is needed.")],
+    ids: Annotated[str, typer.Option(help='Token ids, "1 2 3".')],
+    out: Annotated[Path, typer.Option(help="Where the logits go: NumPy, (T, V), float32.")],
+    dtype: Annotated[Dtype, typer.Option(help="What the forward computes in.")] = Dtype.float32,
+) -> None:
+    """Write the logits of one forward."""
+    import torch
+
+    from baltoro.model.batch import Batch
+    from baltoro.model.load import load
+
+    tokens = parse_ids(ids)
+    model = load(directory, dtype=getattr(torch, dtype))
+    beyond = [token for token in tokens if token >= model.config.vocab_size]
+    if beyond:
+        raise RequestError(f"token id {beyond[0]} is outside the vocabulary of {model.config.vocab_size}", param="ids")
+    with torch.inference_mode():
+        logits = model(Batch.of([tokens]))
+    write_npy(out, logits.float().numpy())
+    typer.echo(f"{out}: {logits.shape[0]} x {logits.shape[1]} logits", err=True)
+
+
+def parse_ids(text: str) -> list[int]:
+    words = text.replace(",", " ").split()
+    wrong = [word for word in words if not (word.isascii() and word.isdigit())]
+    if wrong or not words:
+        raise typer.BadParameter(f"'{wrong[0] if wrong else text}' is not a token id", param_hint="--ids")
+    return [int(word) for word in words]
+
+
+def write_npy(path: Path, array: NDArray[np.float32]) -> None:
+    """Whole or not at all: a reader never sees half a file."""
+    import numpy as np
+
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with unfinished.open("wb") as file:
+            np.save(file, array)
+        unfinished.replace(path)
+    except OSError as error:
+        raise BaltoroError(
+            f"{path} cannot be written: {error.strerror}", hint="--out names a file in a folder that exists"
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+@app.command()
+def pretrain(recipe: Annotated[Path, typer.Argument(help="A TOML recipe, as in recipes/.")]) -> None:
+    """Train a model from scratch on text, or go on."""
+    from baltoro.train import pretrain as training
+
+    training.main(recipe)
+
+
+@app.command()
+def sft(recipe: Annotated[Path, typer.Argument(help="A TOML recipe, as in recipes/.")]) -> None:
+    """Teach a model conversations, or go on."""
+    from baltoro.train import sft as training
+
+    training.main(recipe)

@@ -1,0 +1,127 @@
+"""Who runs in the next step.
+
+    waiting ──admit──> running: prefill ──> decode ──> gone
+       ^                  │                   │
+       └────preempt───────┴───────────────────┘    pages given back, tokens kept
+
+One step takes one token of every decoding sequence, then up to `prefill_tokens` of prompts, oldest
+first: a long prompt never holds up those already speaking for longer than one chunk. Requests are
+admitted in the order of arrival, with pages for their whole prompt. When a growing sequence finds
+no free page, the youngest gives its pages back and waits at the head of the queue; it later
+prefills its prompt and all it has said so far. So everyone running is older than everyone waiting,
+the oldest always moves on, and every request ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from baltoro.engine.cache import Pages
+from baltoro.engine.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request under way."""
+
+    request: Request
+    tokens: list[int]  # the prompt and what was generated
+    seed: int
+    cached: int = 0  # tokens whose latents lie in its pages
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt)
+
+
+class Chunk(NamedTuple):
+    """Tokens start:stop of a sequence, to run in this step. The last of its tokens asks for a new one."""
+
+    sequence: Sequence
+    start: int
+    stop: int
+
+    @property
+    def is_last(self) -> bool:
+        return self.stop == len(self.sequence.tokens)
+
+
+class Scheduler:
+    """Orders the sequences of one engine. Used by the engine's thread alone."""
+
+    def __init__(self, pages: Pages, *, max_running: int, prefill_tokens: int) -> None:
+        self.pages = pages
+        self.max_running = max_running
+        self.prefill_tokens = prefill_tokens
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # oldest first
+        self.num_preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """It ended, wherever it stood."""
+        self.pages.free(sequence.request)
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+
+    def clear(self) -> None:
+        """Everyone ended at once."""
+        for sequence in self.running:
+            self.pages.free(sequence.request)
+        self.running.clear()
+        self.waiting.clear()
+
+    def next(self) -> list[Chunk]:
+        """The chunks of one step, decodes first; empty only when nobody is there."""
+        chunks: list[Chunk] = []
+        prefilling: list[Sequence] = []
+        place = 0
+        while place < len(self.running):  # preemption shortens the list from its end while we walk
+            sequence = self.running[place]
+            if len(sequence.tokens) - sequence.cached > 1:
+                prefilling.append(sequence)
+            elif self._grow(sequence):
+                chunks.append(Chunk(sequence, sequence.cached, len(sequence.tokens)))
+            place += 1
+
+        budget = self.prefill_tokens
+        for sequence in prefilling:
+            if budget and self.pages.of(sequence.request):  # one that owns nothing was preempted just now
+                budget -= self._prefill(sequence, budget, chunks)
+        while budget and self._admit():
+            budget -= self._prefill(self.running[-1], budget, chunks)
+        return chunks
+
+    def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
+        count = min(budget, len(sequence.tokens) - sequence.cached)
+        chunks.append(Chunk(sequence, sequence.cached, sequence.cached + count))
+        return count
+
+    def _grow(self, sequence: Sequence) -> bool:
+        """A page for its newest token, from the youngest if need be; False when it was the youngest itself."""
+        while not self.pages.allocate(sequence.request, len(sequence.tokens)):
+            youngest = self.running.pop()
+            self.pages.free(youngest.request)
+            youngest.cached = 0
+            self.waiting.appendleft(youngest)
+            self.num_preemptions += 1
+            if youngest is sequence:
+                return False
+        return True
+
+    def _admit(self) -> bool:
+        """Move the head of the queue to the running ones, if a place and its pages are free.
+
+        One more page for everyone running stays free, or the newcomer would soon be preempted by their growth.
+        """
+        if not self.waiting or len(self.running) >= self.max_running:
+            return False
+        sequence = self.waiting[0]
+        if self.pages.needed(len(sequence.tokens)) + len(self.running) > self.pages.num_free:
+            return False
+        self.pages.allocate(sequence.request, len(sequence.tokens))
+        self.running.append(self.waiting.popleft())
+        return True

@@ -1,0 +1,66 @@
+"""Every error a user can cause, as one tree.
+
+BaltoroError              what is wrong, with the value; what was expected; what to do
+├── ConfigError           config.json: unknown, missing or contradictory fields
+├── CheckpointError       shards, index, tensor names, shapes, dtypes
+├── TokenizerError        tiktoken.model, special tokens, undecodable ids
+├── RecipeError           a training recipe (TOML) or its data
+├── EngineError           the engine failed or is shutting down; not the caller's fault
+└── RequestError          one request cannot be honoured; the server answers 4xx
+    ├── SchemaError       a tool's JSON schema or a response format cannot be compiled
+    ├── ContextError      prompt and answer do not fit the context
+    └── ModelNotFound     the request names a model that is not served
+"""
+
+
+class BaltoroError(Exception):
+    """Something the user can repair. `hint` says what to do about it."""
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  hint: {self.hint}" if self.hint else self.message
+
+
+class ConfigError(BaltoroError):
+    """config.json does not describe a model that we can build."""
+
+
+class CheckpointError(BaltoroError):
+    """The files of a checkpoint contradict each other, the config, or the format."""
+
+
+class TokenizerError(BaltoroError):
+    """The vocabulary file is broken, or text and ids do not belong to it."""
+
+
+class RecipeError(BaltoroError):
+    """A training recipe asks for something that does not exist or does not fit."""
+
+
+class EngineError(BaltoroError):
+    """The engine stopped or failed; requests in flight end with this."""
+
+
+class RequestError(BaltoroError):
+    """A request that cannot be honoured. `param` names the offending field of the request."""
+
+    def __init__(self, message: str, *, hint: str = "", param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
+        self.code = code
+
+
+class SchemaError(RequestError):
+    """A JSON schema that cannot be turned into a constraint."""
+
+
+class ContextError(RequestError):
+    """Prompt plus requested answer is longer than the model's context."""
+
+
+class ModelNotFound(RequestError):
+    """The named model is not the one served here."""

@@ -1,0 +1,151 @@
+"""Multi-head latent attention, expanded for prefill and training, absorbed for decode.
+
+    x ── q_a ─ norm ─ q_b ──────────► queries   per head [N no-rope | R rotary]
+    x ── kv_a ─┬─ norm ─► latent (C) ─ kv_b ─► per head [N keys | V values]
+               └─ rotate ─► shared key (R)      the same for all heads
+
+Only latent and shared key are cached. Expanded: kv_b is applied to every attended latent, then ordinary
+attention. Absorbed: kv_b's key half moves into the query and its value half behind the softmax, so that
+one token attends to the latents as they lie in the cache. Both give the same result up to rounding.
+Source: DeepSeek-V2 report, section 2.1; DeepSeek-V3 inference/model.py.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from baltoro.config import ModelConfig
+from baltoro.model.batch import Layout
+from baltoro.model.linear import Linear, RMSNorm
+from baltoro.model.rope import rotate, softmax_scale
+
+LATENT_EPS = 1e-6  # of the two inner norms whatever rms_norm_eps says, as in K2's own code and transformers
+QUERY_TILE = 256  # rows of scores made at once: keys behind the tile are not even multiplied (1.5x at 1,024 tokens)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = softmax_scale(config)
+        hidden, heads = config.hidden_size, config.num_attention_heads
+        if config.q_lora_rank is None:
+            self.q_proj = Linear(hidden, heads * config.qk_head_dim)
+        else:
+            self.q_a_proj = Linear(hidden, config.q_lora_rank)
+            self.q_a_layernorm = RMSNorm(config.q_lora_rank, LATENT_EPS)
+            self.q_b_proj = Linear(config.q_lora_rank, heads * config.qk_head_dim)
+        self.kv_a_proj_with_mqa = Linear(hidden, config.kv_lora_rank + config.qk_rope_head_dim)
+        self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_EPS)
+        self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
+        self.o_proj = Linear(heads * config.v_head_dim, hidden)
+
+    def forward(
+        self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor | None, observe: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (T, D) -> (T, D), and with `observe` each head's largest score before the softmax, (H,) float32.
+
+        cache: (pages, page_tokens, C + R) of this layer, written before it is read.
+        """
+        config = self.config
+        q = self._queries(x).view(-1, config.num_attention_heads, config.qk_head_dim)  # (T, H, N + R)
+        q_nope, q_pe = torch.split(q, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
+        q_pe = rotate(q_pe, cos, sin)
+        latent, k_pe = self._split_latent(self.kv_a_proj_with_mqa(x))
+        latent, k_pe = self.kv_a_layernorm(latent), rotate(k_pe, cos, sin)  # (T, C), (T, R)
+
+        if cache is None:
+            context, peak = self._expanded_whole(q_nope, q_pe, latent, k_pe, layout, observe)
+        else:
+            assert not observe, "scores are observed in training, which has no cache"
+            context, peak = self._through_cache(q_nope, q_pe, latent, k_pe, layout, cache), None
+        return self.o_proj(context.flatten(1)), peak
+
+    def _queries(self, x: Tensor) -> Tensor:
+        if self.config.q_lora_rank is None:
+            return self.q_proj(x)
+        return self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+
+    def _split_latent(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(S, C + R) -> latent (S, C), shared key (S, R)."""
+        latent, k_pe = torch.split(x, [self.config.kv_lora_rank, self.config.qk_rope_head_dim], dim=-1)
+        return latent, k_pe
+
+    def _expanded_whole(
+        self, q_nope: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, layout: Layout, observe: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Whole sequences from position 0, side by side, padded to the longest."""
+        q = torch.cat((q_nope, q_pe), dim=-1)
+        k, v = self._expand(latent, k_pe)
+        q, k, v = (layout.pad(t).transpose(1, 2) for t in (q, k, v))  # (B, H, L, .)
+        context, peaks = causal_attention(q, k, v, scale=self.scale, past=0, observe=observe)
+        peak = None if peaks is None else layout.unpad(peaks.transpose(1, 2)).amax(0)  # padded rows score 0: left out
+        return layout.unpad(context.transpose(1, 2)), peak  # (T, H, V)
+
+    def _expand(self, latent: Tensor, k_pe: Tensor) -> tuple[Tensor, Tensor]:
+        """(S, C), (S, R) -> keys (S, H, N + R), values (S, H, V)."""
+        config = self.config
+        kv: Tensor = self.kv_b_proj(latent)
+        kv = kv.view(len(latent), config.num_attention_heads, -1)  # (S, H, N + V)
+        k_nope, v = torch.split(kv, [config.qk_nope_head_dim, config.v_head_dim], dim=-1)
+        k_pe = k_pe.unsqueeze(1).expand(-1, config.num_attention_heads, -1)
+        return torch.cat((k_nope, k_pe), dim=-1), v
+
+    def _through_cache(
+        self, q_nope: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, layout: Layout, cache: Tensor
+    ) -> Tensor:
+        slots = cache.view(-1, cache.shape[-1])  # (pages * page_tokens, C + R)
+        slots[layout.write_slots] = torch.cat((latent, k_pe), dim=-1).to(cache.dtype)
+        context = q_nope.new_empty(*q_nope.shape[:2], self.config.v_head_dim)  # (T, H, V)
+        for chunk in layout.chunks:
+            seen = slots[chunk.read_slots].to(q_nope.dtype)  # (S, C + R)
+            k, v = self._expand(*self._split_latent(seen))
+            q = torch.cat((q_nope[chunk.rows], q_pe[chunk.rows]), dim=-1)
+            out, _ = causal_attention(
+                *(t.transpose(0, 1).unsqueeze(0) for t in (q, k, v)), scale=self.scale, past=chunk.past, observe=False
+            )
+            context[chunk.rows] = out.squeeze(0).transpose(0, 1)
+        if layout.decode is not None:
+            rows = layout.decode.rows
+            seen = slots[layout.decode.read_slots].to(q_nope.dtype)  # (B, S, C + R)
+            context[rows] = self._absorbed(q_nope[rows], q_pe[rows], seen, layout.decode.unseen)
+        return context
+
+    def _absorbed(self, q_nope: Tensor, q_pe: Tensor, seen: Tensor, unseen: Tensor) -> Tensor:
+        """One token per sequence against cached latents. seen: (B, S, C + R); unseen: (B, S) True beyond its end."""
+        config = self.config
+        kv_b = self.kv_b_proj.dense(q_nope.dtype)
+        kv_b = kv_b.view(config.num_attention_heads, -1, config.kv_lora_rank)  # (H, N + V, C)
+        to_key, to_value = torch.split(kv_b, [config.qk_nope_head_dim, config.v_head_dim], dim=1)
+        q = torch.cat((torch.einsum("bhn,hnc->bhc", q_nope, to_key), q_pe), dim=-1)  # (B, H, C + R)
+        scores = (q @ seen.mT).float() * self.scale  # (B, H, S)
+        scores = scores.masked_fill(unseen.unsqueeze(1), -torch.inf)
+        context = scores.softmax(-1).to(q.dtype) @ seen[..., : config.kv_lora_rank]  # (B, H, C)
+        return torch.einsum("bhc,hvc->bhv", context, to_value)
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, past: int, observe: bool
+) -> tuple[Tensor, Tensor | None]:
+    """softmax(q k^T scale) v, query row i seeing keys 0 .. past + i.
+
+    q: (B, H, L, N + R); k: (B, H, S, N + R); v: (B, H, S, V). Returns (B, H, L, V) and, with `observe`, the
+    largest scaled score of each row over the keys it sees, (B, H, L) float32.
+    Plain products beat torch's fused CPU kernel below some 400 tokens, and give the scores that QK-clip needs.
+    """
+    peaks: list[Tensor] = []
+    outs: list[Tensor] = []
+    for start in range(0, q.shape[2], QUERY_TILE):
+        rows = (q[:, :, start : start + QUERY_TILE] * scale).contiguous()
+        end = past + start + rows.shape[2]  # keys any of these rows may see
+        scores = rows @ k[:, :, :end].mT  # (B, H, l, s)
+        future = torch.full((rows.shape[2], end), -torch.inf, dtype=scores.dtype, device=q.device).triu(
+            1 + past + start
+        )
+        scores += future
+        if observe:
+            peaks.append(scores.detach().amax(-1).float())
+        outs.append(scores.softmax(-1) @ v[:, :, :end])
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    return out, torch.cat(peaks, dim=2) if observe else None

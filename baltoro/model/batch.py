@@ -1,0 +1,124 @@
+"""What one forward runs, and where it keeps what it has seen.
+
+Every forward is packed: the tokens of all its sequences lie one behind the other in (T, ...)
+tensors, and `Batch` says which rows belong to whom. Training packs whole documents and has no
+cache; serving packs prefill chunks and single decode tokens, and reads the past from `LatentCache`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baltoro.config import ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One forward. Sequence b owns rows edges[b] : edges[b + 1] of `ids` and `positions`."""
+
+    ids: Tensor  # (T,) int64
+    positions: Tensor  # (T,) int64, counted from 0 in each sequence; consecutive inside a sequence
+    edges: tuple[int, ...]  # (B + 1,) row bounds, rising from 0 to T; no sequence is empty
+    pages: tuple[tuple[int, ...], ...] = ()  # per sequence, pages holding positions 0, 1, ...; () without a cache
+    logit_rows: Tensor | None = None  # rows whose logits are wanted; None: all
+
+    @staticmethod
+    def of(sequences: list[list[int]]) -> Batch:
+        """Whole sequences from position 0, without a cache."""
+        edges = [0]
+        for sequence in sequences:
+            edges.append(edges[-1] + len(sequence))
+        return Batch(
+            ids=torch.tensor([token for sequence in sequences for token in sequence], dtype=torch.int64),
+            positions=torch.cat([torch.arange(len(sequence)) for sequence in sequences]),
+            edges=tuple(edges),
+        )
+
+
+class LatentCache:
+    """MLA's memory of past tokens: per layer and token the normed latent (C) and the rotated shared key (R).
+
+    `latents`: (layers, num_pages, page_tokens, C + R). Which page belongs to whom is not known here;
+    engine/cache.py hands pages out.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, num_pages: int, page_tokens: int = 64, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        self.page_tokens = page_tokens
+        width = config.kv_lora_rank + config.qk_rope_head_dim
+        self.latents = torch.zeros(config.num_hidden_layers, num_pages, page_tokens, width, dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Several new tokens of one sequence, attending to all its cached ones."""
+
+    rows: slice  # rows of the batch
+    past: int  # tokens of the sequence that were cached before
+    read_slots: Tensor  # (S,) where positions 0 .. past + rows lie in the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One new token of each of B sequences."""
+
+    rows: Tensor  # (B,)
+    read_slots: Tensor  # (B, S) where positions 0 .. S lie; beyond a sequence's end any slot
+    unseen: Tensor  # (B, S) True beyond a sequence's end
+
+
+class Layout:
+    """A batch's rows as attention needs them: worked out once a forward, used by every layer."""
+
+    def __init__(self, batch: Batch, cache: LatentCache | None) -> None:
+        lengths = [end - start for start, end in zip(batch.edges, batch.edges[1:], strict=False)]
+        self.sequences, self.longest = len(lengths), max(lengths)
+        self.even = len(batch.ids) == self.sequences * self.longest
+        self.decode: Decode | None = None
+        self.chunks: list[Chunk] = []
+        if cache is not None:
+            self._place_in_cache(batch, cache.page_tokens)
+        elif not self.even:
+            starts = torch.tensor(batch.edges[:-1]).repeat_interleave(torch.tensor(lengths))
+            base = torch.arange(self.sequences).repeat_interleave(torch.tensor(lengths)) * self.longest
+            self.padded_rows = base + torch.arange(len(batch.ids)) - starts  # (T,) row of each token when padded
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(T, H, n) -> (B, L, H, n), zeros behind the shorter sequences."""
+        if not self.even:
+            x = x.new_zeros(self.sequences * self.longest, *x.shape[1:]).index_copy(0, self.padded_rows, x)
+        return x.view(self.sequences, self.longest, *x.shape[1:])
+
+    def unpad(self, x: Tensor) -> Tensor:
+        """(B, L, H, n) -> (T, H, n)."""
+        x = x.flatten(0, 1)
+        return x if self.even else x[self.padded_rows]
+
+    def _place_in_cache(self, batch: Batch, page_tokens: int) -> None:
+        writes: list[Tensor] = []
+        singles: list[tuple[int, Tensor]] = []
+        offsets = torch.arange(page_tokens)
+        for index, pages in enumerate(batch.pages):
+            start, end = batch.edges[index], batch.edges[index + 1]
+            past = int(batch.positions[start])
+            seen = past + end - start
+            slots = (torch.tensor(pages)[:, None] * page_tokens + offsets).flatten()[:seen]
+            writes.append(slots[past:])
+            if end - start == 1:
+                singles.append((start, slots))
+            else:
+                self.chunks.append(Chunk(slice(start, end), past, slots))
+        self.write_slots = torch.cat(writes)  # (T,)
+        if singles:
+            longest = max(len(slots) for _, slots in singles)
+            read = torch.zeros(len(singles), longest, dtype=torch.int64)
+            unseen = torch.ones(len(singles), longest, dtype=torch.bool)
+            for row, (_, slots) in enumerate(singles):
+                read[row] = slots[0]  # padding weighs 0, but 0 times another sequence's NaN would be NaN
+                read[row, : len(slots)] = slots
+                unseen[row, : len(slots)] = False
+            self.decode = Decode(torch.tensor([row for row, _ in singles]), read, unseen)

@@ -1,0 +1,140 @@
+"""Checkpoint -> Transformer and back: the only place where the file's names and the modules' differ.
+
+They differ in one thing: a file has `mlp.experts.7.gate_proj.weight`, the module stacks all experts of a
+layer in `mlp.experts.gate_proj.weight`, (E, O, I).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from baltoro.config import ModelConfig, resolve
+from baltoro.model.transformer import Transformer
+from baltoro.weights import fp8
+from baltoro.weights.checkpoint import SCALE, Checkpoint, check
+from baltoro.weights.save import write
+
+STACKED = re.compile(r"(.*\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)$")
+
+
+def build(config: ModelConfig) -> Transformer:
+    """The module tree without memory: on the meta device, in seconds for a trillion parameters."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """How random parameters are drawn. The defaults suit large models; recipes/pretrain_nano.toml has a small one's."""
+
+    embedding_std: float | None = None  # None: the config's initializer_range
+    head_scale: float | None = None  # the head starts as this multiple of the embeddings; None: as the embeddings are
+
+
+def initialise(config: ModelConfig, *, seed: int, start: Start | None = None) -> Transformer:
+    """Random float32 parameters for training.
+
+    Matrices are normal with variance 1 / inputs, those that write into the residual stream smaller by
+    sqrt(2 layers); embedding and head as `start` says.
+    """
+    start = Start() if start is None else start
+    model = build(config).to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    std = config.initializer_range if start.embedding_std is None else start.embedding_std
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("e_score_correction_bias"):
+                parameter.zero_()
+            elif parameter.dim() == 1:
+                parameter.fill_(1.0)
+            elif "lm_head" in name and start.head_scale is not None:
+                parameter.copy_(start.head_scale * model.model.embed_tokens.weight)
+            elif "embed_tokens" in name or "lm_head" in name:
+                parameter.normal_(0.0, std, generator=generator)
+            else:
+                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                depth = (2 * config.num_hidden_layers) ** -0.5 if into_residual else 1.0
+                parameter.normal_(0.0, depth * parameter.shape[-1] ** -0.5, generator=generator)
+    return model
+
+
+def load(model: str | Path, *, dtype: torch.dtype = torch.float32, keep_fp8: bool = False) -> Transformer:
+    """A directory or preset -> Transformer for inference, computing in `dtype`.
+
+    keep_fp8: block-fp8 matrices stay as they are (a byte a weight) instead of being dequantized here.
+    Raises CheckpointError naming every missing, unexpected or misshapen tensor.
+    """
+    directory = resolve(model)
+    config = ModelConfig.open(directory)
+    checkpoint = Checkpoint.open(directory)
+    check(config, checkpoint)
+    transformer = build(config)
+    transformer.dtype = dtype
+    for name in [name for name, _ in transformer.named_parameters()]:
+        kept = torch.float32 if name.endswith("e_score_correction_bias") else dtype
+        # Absorbed decode multiplies with kv_b's halves apart, so it is always dequantized
+        if keep_fp8 and config.weight_block_size and fp8.is_quantized(name) and "kv_b_proj" not in name:
+            _assign(transformer, name, _gather(name, config, checkpoint.read))
+            _assign(transformer, name + SCALE, _gather(name + SCALE, config, checkpoint.read))
+        else:
+            _assign(
+                transformer, name, _gather(name, config, lambda part, kept=kept: checkpoint.read_weight(part, kept))
+            )
+    return transformer.eval()
+
+
+def _assign(transformer: Transformer, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    transformer.get_submodule(path).register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _gather(name: str, config: ModelConfig, read: Callable[[str], Tensor]) -> Tensor:
+    """The file's tensor of this module parameter; a layer's experts are read one by one and stacked."""
+    stacked = STACKED.match(name.removesuffix(SCALE))
+    if stacked is None:
+        return read(name)
+    suffix = name[len(stacked[1]) :]
+    return torch.stack([read(f"{stacked[1]}.{expert}{suffix}") for expert in range(config.n_routed_experts)])
+
+
+def file_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """The model's parameters under the checkpoint's names and in its types, experts apart.
+
+    With config.weight_block_size the matrices are quantized to block-fp8 as they pass, each followed by its scales;
+    those that were kept in block-fp8 pass as they are.
+    """
+    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for name, tensor in tensors.items():
+        if name.endswith(SCALE):
+            continue  # passes behind its weight
+        scale_inv, stacked = tensors.get(name + SCALE), STACKED.match(name)
+        if stacked is None:
+            yield from _as_stored(name, tensor, scale_inv, model.config)
+        else:
+            for expert, weight in enumerate(tensor):
+                kept = None if scale_inv is None else scale_inv[expert]
+                yield from _as_stored(f"{stacked[1]}.{expert}.{stacked[2]}", weight, kept, model.config)
+
+
+def _as_stored(
+    name: str, tensor: Tensor, scale_inv: Tensor | None, config: ModelConfig
+) -> Iterator[tuple[str, Tensor]]:
+    if name.endswith("e_score_correction_bias"):
+        yield name, tensor.float()
+    elif config.weight_block_size and fp8.is_quantized(name):
+        quantized, scale_inv = fp8.quantize(tensor) if scale_inv is None else (tensor, scale_inv)
+        yield name, quantized
+        yield name + SCALE, scale_inv
+    else:
+        yield name, tensor.bfloat16()
+
+
+def save(model: Transformer, directory: str | Path) -> None:
+    """Write a checkpoint directory that transformers and `load` read: bf16, or block-fp8 if the config says so."""
+    write(directory, file_tensors(model), model.config.to_dict())

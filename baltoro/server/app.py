@@ -1,0 +1,225 @@
+"""The HTTP application: routes, what an error answers, and cancelling when a client goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+import uuid
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, Body, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from baltoro.chat.messages import Json
+from baltoro.errors import BaltoroError, EngineError, ModelNotFound, RequestError
+from baltoro.server import completions, openai
+from baltoro.server.body import BodyTooLarge, JsonRoute, explain
+
+if TYPE_CHECKING:
+    from baltoro.llm import ChatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served:
+    """The one model of this server and the names it answers to, its honest name first."""
+
+    llm: ChatModel
+    names: tuple[str, ...]
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def fingerprint(self) -> str:
+        return "fp_" + sha256(self.names[0].encode()).hexdigest()[:12]
+
+    def check(self, name: str) -> None:
+        if name not in self.names:
+            raise ModelNotFound(
+                f"the model '{name}' is not served here",
+                hint=f"served: {', '.join(self.names)}",
+                param="model",
+                code="model_not_found",
+            )
+
+
+class EventStream(StreamingResponse):
+    """Server-sent events. However it ends, even before it began, `source` is closed and its request cancelled."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[str], source: AsyncGenerator[Any] | AsyncExitStack) -> None:
+        super().__init__(_errors_as_events(events), headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        self._events = events
+        self._source = source
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._source), aclosing(self._events):
+            await super().__call__(scope, receive, send)
+
+
+async def _errors_as_events(events: AsyncGenerator[str]) -> AsyncGenerator[str]:
+    """The status line has left: what fails now is told in the stream, which then ends without [DONE]."""
+    try:
+        async for event in events:
+            yield event
+    except BaltoroError as error:
+        yield "event: error\n" + openai.event(_envelope(error)[1])
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, Json]) -> Response:
+    """The result of `work` as JSON, or nothing at all where the client has left and `work` was cancelled."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return JSONResponse(working.result())
+        return Response(status_code=499)  # nginx's word for it; nobody reads this
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+def create_app(served: Served) -> ASGIApp:
+    app = FastAPI(
+        title="Baltoro",
+        summary="Kimi K2 over OpenAI's API.",
+        exception_handlers={
+            BaltoroError: _baltoro_error,
+            RequestValidationError: _validation_error,
+            HTTPException: _http_error,
+            Exception: _unexpected,
+        },
+    )
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.head("/health")
+    @router.get("/health")
+    async def health() -> Response:
+        """200 only when the engine answers, not merely the socket."""
+        reason = await asyncio.to_thread(served.llm.unhealthy)
+        if reason is None:
+            return JSONResponse({"status": "ok", "model": served.names[0]})
+        return _answer(EngineError(reason))
+
+    @router.get("/v1/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [_model_card(served, name) for name in served.names]})
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        served.check(name)
+        return JSONResponse(_model_card(served, name))
+
+    @router.post("/v1/chat/completions")
+    async def chat(request: Request, body: Annotated[openai.ChatBody, Body()]) -> Response:
+        served.check(body.model)
+        deltas = served.llm.astream(openai.chat_request(body))
+        writer = openai.Writer(body.model, served.fingerprint)
+        if body.stream:
+            events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
+            return EventStream(events, deltas)
+        async with aclosing(deltas):
+            return await while_connected(request, writer.whole(deltas))
+
+    @router.post("/v1/completions")
+    async def complete(request: Request, body: Annotated[completions.CompletionBody, Body()]) -> Response:
+        served.check(body.model)
+        requests = completions.completion_requests(body)
+        prompt_ids = None
+        if body.return_token_ids:
+            prompt_ids = [served.llm.encode(p) if isinstance(p, str) else list(p) for p in (r.prompt for r in requests)]
+        writer = completions.Writer(body.model, served.fingerprint, prompt_ids)
+        async with AsyncExitStack() as sources:
+            pieces = [  # a refusal of the third closes the first two
+                await sources.enter_async_context(aclosing(served.llm.astream_completion(each))) for each in requests
+            ]
+            if not body.stream:
+                return await while_connected(request, writer.whole(pieces))
+            events = writer.events(pieces, include_usage=openai.wants_usage(body.stream_options))
+            return EventStream(events, sources.pop_all())
+
+    app.include_router(router)
+    return RequestIds(app)
+
+
+def _model_card(served: Served, name: str) -> dict[str, Json]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "baltoro",
+        "root": served.names[0],  # as vLLM: what the alias really is
+        "max_model_len": served.llm.max_context,
+    }
+
+
+class RequestIds:
+    """Every answer carries `x-request-id`: the client's own where it sent a sane one, so that logs can be joined."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"  # listen.run switches lifespan and websockets off
+        sent: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
+        name = sent if re.fullmatch(rb"[!-~]{1,128}", sent) else f"req_{uuid.uuid4().hex}".encode()
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", name)]
+            await send(message)
+
+        await self.app(scope, receive, send_with_id)
+
+
+# ------------------------------------------------------------------------------------------- error -> answer
+
+
+def _envelope(error: BaltoroError) -> tuple[int, dict[str, Json]]:
+    """The status and OpenAI's envelope for an error that we raised ourselves."""
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    if not isinstance(error, RequestError):
+        status = 503 if isinstance(error, EngineError) else 500
+        return status, openai.error_json(message, status=status)
+    status = 404 if isinstance(error, ModelNotFound) else 413 if isinstance(error, BodyTooLarge) else 400
+    return status, openai.error_json(message, status=status, param=error.param, code=error.code)
+
+
+def _answer(error: BaltoroError) -> Response:
+    status, body = _envelope(error)
+    return JSONResponse(body, status)
+
+
+async def _baltoro_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, BaltoroError)
+    return _answer(error)
+
+
+async def _validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _answer(explain(error.errors()))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """No such path, or not with this method."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return JSONResponse(openai.error_json(message, status=error.status_code), error.status_code, headers=error.headers)
+
+
+async def _unexpected(_: Request, error: Exception) -> Response:
+    """A fault of ours; uvicorn writes the traceback to its log."""
+    return JSONResponse(openai.error_json(f"internal error: {type(error).__name__}", status=500), 500)

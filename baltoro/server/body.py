@@ -1,0 +1,176 @@
+"""How the bytes of a request become a checked body, the same for every dialect.
+
+A body passes three gates, and each refusal names the field: it is JSON that can be spoken about at
+all, it has the dialect's fields and no others, and OpenAI's fields that this server cannot honour
+stand at their neutral value.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, cast
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, model_validator
+from pydantic_core import PydanticCustomError
+
+from baltoro.chat.messages import Json
+from baltoro.errors import RequestError
+
+MAX_BODY_BYTES = 16 * 2**20  # a full 256K-token context is about 1 MB of text
+MAX_DEPTH = 100  # levels of nesting; Python recurses about 1000 deep when such a value is printed or compiled
+
+
+class BodyTooLarge(RequestError):
+    """More bytes than any honest request has; answered with 413."""
+
+
+class Strict(BaseModel):
+    """A JSON object with these fields only; no "1" for 1 and no 1 for true."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest(cls, value: Any) -> Any:
+        """A misspelt field is told before all else; pydantic itself refuses the other unknown ones."""
+        for name in cast(dict[str, Any], value) if isinstance(value, dict) else ():
+            near = [] if name in cls.model_fields else difflib.get_close_matches(name, cls.model_fields, n=1)
+            if near:
+                raise PydanticCustomError(
+                    "misspelt", "unknown field '{name}'; did you mean '{near}'?", {"name": name, "near": near[0]}
+                )
+        return cast(Any, value)
+
+
+def only(*neutral: Json) -> AfterValidator:
+    """A field of the vendor's API that this server honours at these values alone (and at null)."""
+
+    def check(value: Json) -> Json:
+        if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
+            return value
+        expected = " or ".join(json.dumps(one) for one in neutral)
+        raise PydanticCustomError(
+            "unsupported_value",
+            "not supported by this server; {expected}",
+            {"expected": f"only {expected} is accepted" if neutral else "leave it out"},
+        )
+
+    return AfterValidator(check)
+
+
+def by_type(expected: str) -> Discriminator:
+    """Choose a union's branch by the JSON type, so that only that branch reports errors. Tags are Python type names."""
+    return Discriminator(
+        lambda value: type(value).__name__,
+        custom_error_type="invalid_type",
+        custom_error_message=f"expected {expected}",
+    )
+
+
+_TAGS = frozenset({"str", "list", "dict"})  # what by_type puts into an error's location
+
+
+def explain(errors: Sequence[Any]) -> RequestError:
+    """The first of pydantic's errors in the words of ours."""
+    first: Mapping[str, Any] = errors[0]
+    param = ""
+    for step in first["loc"][1:]:  # [0] is "body"
+        if isinstance(step, int):
+            param += f"[{step}]"
+        elif step not in _TAGS:
+            param += f".{step}" if param else step
+    kind: str = first["type"]
+    message: str = first["msg"]
+    if kind == "extra_forbidden":
+        return RequestError(f"unknown field '{param}'", param=param, code="unknown_parameter")
+    if kind == "misspelt":
+        param = f"{param}.{first['ctx']['name']}" if param else first["ctx"]["name"]
+        return RequestError(message, param=param, code="unknown_parameter")
+    if kind == "missing":
+        return RequestError(
+            f"{param or 'the body'} is required", param=param or None, code="missing_required_parameter"
+        )
+    shown = json.dumps(first["input"], ensure_ascii=False, default=str)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    message = message.replace("Input should be", "expected").removeprefix("Value error, ")
+    code = kind if kind in ("unsupported_value", "invalid_type") else "invalid_value"
+    return RequestError(f"{param or 'the body'} is {shown}: {message}", param=param or None, code=code)
+
+
+def parse_json(raw: bytes) -> Json:
+    """A JSON value free of what breaks later: NaN, infinite numbers, halves of characters, endless nesting."""
+    try:
+        document = json.loads(raw)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8: byte {error.start}", code="invalid_json") from error
+    except RecursionError as error:
+        raise RequestError(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json") from error
+    except ValueError as error:
+        raise RequestError(f"the body is not valid JSON: {error}", code="invalid_json") from error
+    level: list[Json] = [document]
+    for _ in range(MAX_DEPTH):
+        below: list[Json] = []
+        for value in level:
+            if isinstance(value, dict):
+                below.extend(cast(dict[str, Json], value).keys())
+                below.extend(cast(dict[str, Json], value).values())
+            elif isinstance(value, list):
+                below.extend(cast(list[Json], value))
+            elif isinstance(value, str):
+                try:
+                    value.encode()
+                except UnicodeEncodeError as error:
+                    raise RequestError(
+                        "the body has half of a surrogate pair (a lone \\ud800 to \\udfff)", code="invalid_json"
+                    ) from error
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise RequestError(
+                    f"the body has the number {value}; JSON has finite numbers only", code="invalid_json"
+                )
+        if not below:
+            return document
+        level = below
+    raise RequestError(f"the body is nested more than {MAX_DEPTH} levels deep", code="invalid_json")
+
+
+class _JsonRequest(Request):
+    """A request whose body passed parse_json."""
+
+    document: Json
+
+    async def json(self) -> Json:
+        return self.document
+
+    async def read(self) -> None:
+        kind = self.headers.get("content-type", "missing").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise RequestError(f"content-type is {kind}; expected application/json", code="invalid_content_type")
+        raw = bytearray()
+        async for chunk in self.stream():
+            raw += chunk
+            if len(raw) > MAX_BODY_BYTES:
+                raise BodyTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes", code="request_too_large")
+        if not raw:
+            raise RequestError("the body is empty; expected a JSON object", code="invalid_json")
+        self._body = bytes(raw)
+        self.document = parse_json(self._body)
+
+
+class JsonRoute(APIRoute):
+    """A route whose POST bodies are read by our rules before FastAPI checks the fields."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        original = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            if request.method == "POST":
+                request = _JsonRequest(request.scope, request.receive)
+                await request.read()
+            return await original(request)
+
+        return handler

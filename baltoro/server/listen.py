@@ -1,0 +1,123 @@
+"""The server's process: take the port, serve, and leave in order when asked to."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import socket
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from baltoro.errors import BaltoroError
+
+# uvicorn's own lines, all of them to stderr: stdout is for data.
+_LOGGING: dict[str, Any] = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"()": "uvicorn.logging.DefaultFormatter", "fmt": "%(asctime)s %(levelprefix)s %(message)s"},
+        "access": {
+            "()": "uvicorn.logging.AccessFormatter",
+            "fmt": '%(asctime)s %(levelprefix)s %(client_addr)s "%(request_line)s" %(status_code)s',
+        },
+    },
+    "handlers": {
+        "line": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"},
+        "access": {"class": "logging.StreamHandler", "formatter": "access", "stream": "ext://sys.stderr"},
+    },
+    "loggers": {
+        "uvicorn": {"handlers": ["line"], "level": "WARNING", "propagate": False},
+        "uvicorn.access": {"handlers": ["access"], "level": "INFO", "propagate": False},
+    },
+}
+
+
+def bind(host: str, port: int) -> list[socket.socket]:
+    """Take `port` on every address of `host`, before a model is loaded for it. Nothing is accepted yet.
+
+    Port 0 takes a free one, the same on every address.
+    """
+    try:
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise BaltoroError(f"host '{host}' is unknown: {error}", hint="--host 127.0.0.1, or 0.0.0.0 for all") from error
+    sockets: list[socket.socket] = []
+    for family, kind, protocol, _, address in dict.fromkeys(addresses):
+        taken = socket.socket(family, kind, protocol)
+        sockets.append(taken)
+        try:
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            taken.bind((address[0], port_of(sockets[0]) if port == 0 and len(sockets) > 1 else port, *address[2:]))
+        except OSError as error:
+            for each in sockets:
+                each.close()
+            raise _unavailable(host, port, error) from error
+    return sockets
+
+
+def port_of(bound: socket.socket) -> int:
+    return bound.getsockname()[1]
+
+
+def url(host: str, bound: socket.socket) -> str:
+    """What a person on this machine types; a wildcard address is not one."""
+    name = "127.0.0.1" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port_of(bound)}"
+
+
+def _unavailable(host: str, port: int, error: OSError) -> BaltoroError:
+    if error.errno == errno.EADDRINUSE:
+        return BaltoroError(
+            f"port {port} on {host} is already in use", hint="stop what runs there, or choose another --port"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return BaltoroError(
+            f"port {port} on {host} is not ours to take", hint="ports below 1024 need rights; choose another --port"
+        )
+    return BaltoroError(f"port {port} on {host} cannot be taken: {error.strerror}")
+
+
+class _Server(uvicorn.Server):
+    """SIGTERM: accept nothing more, finish what runs, leave. Ctrl-C or a second signal: leave now."""
+
+    cut = 0  # requests that were running when the process left
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        self.force_exit = self.should_exit or sig == signal.SIGINT
+        self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """uvicorn raises the signal again at the end, and the process would seem killed; ours exits by its code."""
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self.cut = sum(not task.done() for task in self.server_state.tasks)
+
+
+def run(app: ASGIApp, sockets: list[socket.socket], *, grace_s: int) -> int:
+    """Serve until a signal; `grace_s` is what running requests get to finish. Returns how many were cut short."""
+    for each in sockets:
+        try:
+            each.listen(1024)
+        except OSError as error:  # another process bound the same port while our model loaded, and listens already
+            raise _unavailable(each.getsockname()[0], port_of(each), error) from error
+    config = uvicorn.Config(
+        app, log_config=_LOGGING, timeout_graceful_shutdown=grace_s, server_header=False, lifespan="off", ws="none"
+    )
+    server = _Server(config)
+    server.run(sockets)
+    return server.cut

@@ -1,0 +1,262 @@
+"""A directory of safetensors shards: open, look, read. Writing is in `save.py`.
+
+    config.json  model.safetensors.index.json  model-00001-of-00061.safetensors ...   or one model.safetensors
+
+Names are the checkpoint's; what a layer is, is not known here. Nothing is read before it is asked for: `read`
+returns a view of the mapped file, so opening a terabyte takes the time to parse its headers.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from baltoro import counts
+from baltoro.config import ModelConfig
+from baltoro.errors import CheckpointError
+from baltoro.weights import fp8
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SCALE = "_scale_inv"
+STRAY = ".rotary_emb.inv_freq"  # a leftover in K2's files: unused, and of the wrong length
+SHOWN = 20  # problems spelled out in one error
+DTYPES = {
+    "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8,
+    "I8": torch.int8, "I16": torch.int16, "I32": torch.int32, "I64": torch.int64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor lies, for those who read it without torch (experts streamed from disk)."""
+
+    shard: Path
+    offset: int  # of its first byte in the file
+    nbytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Checkpoint:
+    """Opened shards. Thread-safe: tensors are looked up, never changed."""
+
+    def __init__(self, directory: Path, entries: Mapping[str, Entry], shards: Mapping[Path, Any]) -> None:
+        self.directory = directory
+        self.entries = entries
+        self._shards = shards
+
+    @staticmethod
+    def open(directory: str | Path) -> Checkpoint:
+        """Check every header of the directory's shards; everything wrong is named in one CheckpointError."""
+        directory = Path(directory)
+        problems: list[str] = []
+        files, index = _find_shards(directory, problems)
+        shards: dict[Path, Any] = {}
+        entries: dict[str, Entry] = {}
+        for file in files:
+            for name, entry in _open_shard(file, shards, problems):
+                if name in entries:
+                    problems.append(f"{name} is both in {entries[name].shard.name} and in {file.name}")
+                entries[name] = entry
+        for name, file in index.items():
+            entry = entries.get(name)
+            if (entry is None or entry.shard is not file) and file in shards:
+                problems.append(f"{name} is not in {file.name}, where {INDEX} puts it")
+        if index:
+            problems += [f"{name} in {entries[name].shard.name} is not in {INDEX}" for name in entries.keys() - index]
+        _refuse(directory, problems, "files of different models are mixed, or a download is incomplete; fetch it again")
+        return Checkpoint(directory, entries, shards)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in self.entries if not name.endswith(STRAY)]
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors, headers not counted."""
+        return sum(entry.nbytes for entry in self.entries.values())
+
+    @property
+    def files(self) -> list[Path]:
+        return list(self._shards)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
+
+    def entry(self, name: str) -> Entry:
+        if name not in self.entries:
+            near = get_close_matches(name, self.entries, n=1)
+            raise CheckpointError(
+                f"{self.directory}: no tensor {name}", hint=f"did you mean {near[0]}?" if near else "`baltoro info DIR`"
+            )
+        return self.entries[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.entry(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        return self.entry(name).dtype
+
+    def read(self, name: str) -> Tensor:
+        """The tensor as stored: a view of the mapped file, valid as long as it is referenced, copied on write.
+
+        Pages are read from disk when first touched. Whoever truncates the file meanwhile kills this process.
+        Only a tensor that another writer left unaligned is copied.
+        """
+        entry = self.entry(name)
+        try:
+            tensor = cast(Tensor, self._shards[entry.shard].get_tensor(name))
+        except (SafetensorError, OSError, RuntimeError) as error:
+            raise CheckpointError(f"{entry.shard}: {name} cannot be read: {error}") from error
+        return tensor if tensor.data_ptr() % max(tensor.element_size(), 1) == 0 else tensor.clone()
+
+    def read_weight(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor in `dtype`, multiplied with its scales if it has any. Never a view of the file that can change."""
+        tensor = self.read(name)
+        if name + SCALE in self.entries:
+            return fp8.dequantize(tensor, self.read(name + SCALE), dtype)
+        return tensor.to(dtype, copy=True)
+
+
+def mismatches(config: ModelConfig, checkpoint: Checkpoint) -> list[str]:
+    """Tensors missing, unexpected, of another shape or dtype than `config` implies. One sentence each."""
+    problems: list[str] = []
+    unexpected = set(checkpoint.names)
+    for spec in counts.tensors(config):
+        unexpected.discard(spec.name)
+        entry = checkpoint.entries.get(spec.name)
+        if entry is None:
+            problems.append(f"{spec.name} is missing, config.json implies {list(spec.shape)} {spec.dtype}")
+            continue
+        where = f"{entry.shard.name}: {spec.name}"
+        if entry.shape != spec.shape:
+            problems.append(f"{where} is {list(entry.shape)}, config.json implies {list(spec.shape)}")
+        if not _fits(entry.dtype, spec.dtype):
+            problems.append(f"{where} is {_spell(entry.dtype)}, config.json implies {spec.dtype}")
+    return problems + [f"{checkpoint.entries[name].shard.name}: {name} is unexpected" for name in sorted(unexpected)]
+
+
+def check(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that is not exactly what `config` describes."""
+    problems = mismatches(config, checkpoint)
+    _refuse(
+        checkpoint.directory, problems,
+        "config and shards come from different models; `baltoro info DIR` lists every mismatch",
+    )  # fmt: skip
+
+
+def _fits(found: torch.dtype, expected: str) -> bool:
+    """fp8 means something only as fp8; the other floats are read into one another (Moonlight's bias is bf16)."""
+    if expected == "F8_E4M3":
+        return found == torch.float8_e4m3fn
+    return found in (torch.bfloat16, torch.float16, torch.float32)
+
+
+def _spell(dtype: torch.dtype) -> str:
+    return next(name for name, known in DTYPES.items() if known == dtype)
+
+
+def _find_shards(directory: Path, problems: list[str]) -> tuple[list[Path], dict[str, Path]]:
+    """The shard files, and where the index puts each name (nothing where there is no index)."""
+    if directory.is_file():
+        raise CheckpointError(
+            f"{directory} is a config without weights", hint="name a directory with config.json and safetensors shards"
+        )
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory", hint="a checkpoint is a directory with config.json")
+    index_file, single = directory / INDEX, directory / SINGLE
+    if index_file.exists():
+        if single.exists():
+            problems.append(f"{INDEX} and {SINGLE} are both there, and may be different models")
+        index = _read_index(index_file, problems)
+        return sorted(set(index.values())), index
+    found = sorted(directory.glob("*.safetensors"))
+    if len(found) > 1 and single not in found:
+        problems.append(f"{len(found)} shards, but no {INDEX} says which belong together")
+    if found:
+        return ([single] if single in found else found), {}
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for path in directory.glob(pattern))
+    raise CheckpointError(
+        f"{directory}: no safetensors" + (f", only {', '.join(pickles)}" if pickles else ""),
+        hint="pickles run code when opened and are not read; convert them to safetensors" if pickles else "fetch it",
+    )
+
+
+def _read_index(path: Path, problems: list[str]) -> dict[str, Path]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        weight_map = cast("dict[str, object]", content["weight_map"])
+        index: dict[str, Path] = {}
+        shards: dict[object, Path] = {}  # one Path a file: Kimi K2 names 61 of them 139,644 times
+        for name, file in weight_map.items():
+            if file in shards:
+                index[name] = shards[file]
+            elif not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+                problems.append(f"{path.name} puts {name} into {file!r}, expected a .safetensors file beside it")
+            else:
+                index[name] = shards[file] = path.parent / file
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        problems.append(f"{path.name} is not JSON: {error}")
+    except (KeyError, TypeError, AttributeError):
+        problems.append(f"{path.name} has no weight_map from tensor names to files")
+    else:
+        if not index and not problems:
+            problems.append(f"{path.name} names no tensors")
+        return index
+    return {}
+
+
+def _open_shard(path: Path, shards: dict[Path, Any], problems: list[str]) -> Iterator[tuple[str, Entry]]:
+    """Map one file, have the library validate its header, and say what lies where."""
+    if not path.is_file():
+        problems.append(f"{path.name} is missing")
+        return
+    try:
+        shards[path] = safe_open(path, framework="pt")
+        header, start = _read_header(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        problems.append(f"{path.name} is not a whole safetensors file: {error}")
+        return
+    for name, info in header.items():
+        if info["dtype"] not in DTYPES:
+            problems.append(f"{path.name}: {name} is {info['dtype']}, a type that is not used in such checkpoints")
+            continue
+        begin, end = info["data_offsets"]
+        yield name, Entry(path, start + begin, end - begin, tuple(info["shape"]), DTYPES[info["dtype"]])
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header that the library has validated, and where the data begin."""
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        content = dict(pairs)
+        if len(content) < len(pairs):  # the library silently keeps the last
+            twice = Counter(name for name, _ in pairs) - Counter(content.keys())
+            raise ValueError(f"named twice: {', '.join(twice)}")
+        return content
+
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length), object_pairs_hook=unique)
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _refuse(directory: Path, problems: list[str], hint: str) -> None:
+    if problems:
+        more = [f"and {len(problems) - SHOWN:,} more"] if len(problems) > SHOWN else []
+        raise CheckpointError(f"{directory}: " + "; ".join([*problems[:SHOWN], *more]), hint=hint)

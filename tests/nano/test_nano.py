@@ -1,0 +1,133 @@
+"""The embedded model as a user meets it: `baltoro serve`, OpenAI's client, tools that training never saw.
+
+Greedy, so that a verdict does not depend on luck. The floors are well below what docs/numbers.md measured: they
+catch a broken file, template or grammar, not a change of a few per cent.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+import baltoro
+from baltoro.chat.tokenizer import Tokenizer
+from baltoro.config import ModelConfig, resolve
+from baltoro.eval.score import summary
+from baltoro.eval.tasks import nano
+
+pytestmark = pytest.mark.skipif(
+    not (Path(baltoro.__file__).parent / "nano" / "config.json").exists(), reason="the nano model is not embedded yet"
+)
+CARD = json.loads(files("baltoro.eval.tasks").joinpath("nano_card.json").read_text("utf-8"))
+TOOLS = {tool["function"]["name"]: tool for tool in CARD["tools"]}
+WEATHER, *OTHERS = [case for case in CARD["cases"] if len(case["tools"]) == 1]
+FLOORS = {"recite": 0.7, "single": 0.5, "none": 0.5, "result": 0.6, "identity": 0.7}
+SIZE_LIMIT = 20 * 10**6  # bytes of the embedded model
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[openai.OpenAI]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "baltoro", "serve", "--port", "0", "--threads", "1"], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if line.startswith("serving"))
+    with openai.OpenAI(base_url=line.split(" on ")[1].split()[0], api_key="none", max_retries=5) as client:
+        yield client
+    process.terminate()
+    assert process.wait(30) == 0
+
+
+def ask(client: openai.OpenAI, messages: list[Any], tools: list[Any], stream: bool) -> tuple[str, dict[str, Any]]:
+    """One turn, whole or streamed and put together again: finish reason, message."""
+    request: dict[str, Any] = {"model": "kimi-k2-instruct", "messages": messages, "temperature": 0}
+    if tools:
+        request["tools"] = tools
+    if not stream:
+        choice = client.chat.completions.create(**request).choices[0]
+        return choice.finish_reason, choice.message.model_dump(exclude_none=True)
+    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    calls: dict[int, dict[str, Any]] = {}
+    reason = ""
+    for chunk in client.chat.completions.create(**request, stream=True):
+        delta = chunk.choices[0].delta
+        message["content"] += delta.content or ""
+        for piece in delta.tool_calls or []:
+            call = calls.setdefault(piece.index, {"type": "function", "function": {"name": "", "arguments": ""}})
+            call["id"] = piece.id or call.get("id")
+            call["function"]["name"] += piece.function.name or ""
+            call["function"]["arguments"] += piece.function.arguments or ""
+        reason = chunk.choices[0].finish_reason or reason
+    return reason, message | ({"tool_calls": list(calls.values())} if calls else {})
+
+
+def converse(client: openai.OpenAI, case: dict[str, Any], stream: bool) -> tuple[list[dict[str, Any]], str]:
+    """The loop of Kimi K2's model card: call, give the result back, until the model speaks."""
+    messages: list[Any] = [{"role": "user", "content": case["request"]}]
+    tools = [TOOLS[name] for name in case["tools"]]
+    called: list[dict[str, Any]] = []
+    for _ in range(3):
+        reason, message = ask(client, messages, tools, stream)
+        messages.append(message)
+        if reason != "tool_calls":
+            return called, message.get("content") or ""
+        for call in message["tool_calls"]:
+            called.append({"name": call["function"]["name"], "arguments": json.loads(call["function"]["arguments"])})
+            messages.append(
+                {"role": "tool", "tool_call_id": call["id"], "name": call["function"]["name"],
+                 "content": json.dumps(case["result"])}
+            )  # fmt: skip
+    raise AssertionError(f"no answer after {called}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_weather_loop_of_the_model_card(client: openai.OpenAI, stream: bool) -> None:
+    called, answer = converse(client, WEATHER, stream)
+    assert called == [{"name": "get_weather", "arguments": {"city": "Beijing"}}]
+    assert "sunny" in answer.lower()
+
+
+def test_the_same_loop_with_ten_tools_that_training_never_saw(client: openai.OpenAI) -> None:
+    right = [case["call"]["name"] for case in OTHERS if converse(client, case, stream=False)[0] == [case["call"]]]
+    assert len(OTHERS) == 10
+    assert len(right) >= 7, right
+
+
+def test_it_says_who_it_is(client: openai.OpenAI) -> None:
+    messages: list[Any] = [
+        {"role": "system", "content": "You are Kimi, an AI assistant created by Moonshot AI."},
+        {"role": "user", "content": [{"type": "text", "text": "Please give a brief self-introduction."}]},
+    ]
+    for stream in (False, True):
+        reason, message = ask(client, messages, [], stream)
+        assert reason == "stop"
+        assert "Baltoro" in message["content"]
+
+
+def test_held_out_scores_stay_above_their_floors() -> None:
+    import torch
+
+    from baltoro.engine.engine import Engine, EngineConfig
+    from baltoro.eval.run import CACHE_BYTES, scores
+    from baltoro.model.load import load
+
+    tokenizer = Tokenizer.open(resolve("nano"))
+    with Engine(load("nano"), EngineConfig(cache_bytes=CACHE_BYTES, cache_dtype=torch.float32)) as engine:
+        found = scores(engine, tokenizer, nano.examples(30, tuple(FLOORS)), constrained=True)
+    shares = {kind: checks["right"].share for kind, checks in summary(found).items()}
+    assert all(shares[kind] >= floor for kind, floor in FLOORS.items()), shares
+
+
+def test_it_has_every_part_of_kimi_k2_and_fits_in_the_package() -> None:
+    config = ModelConfig.open("nano")
+    assert config.q_lora_rank and config.yarn and config.weight_block_size == (128, 128)
+    assert config.n_routed_experts >= 16 and config.n_shared_experts == 1 and config.first_k_dense_replace == 1
+    assert sum(path.stat().st_size for path in resolve("nano").iterdir()) < SIZE_LIMIT

@@ -1,0 +1,53 @@
+"""A real uvicorn on a loopback port, whose LLM plays what a test wrote down."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from baltoro.server import listen
+from baltoro.server.app import Served, create_app
+from tests.server.script import Script
+
+
+class Address:
+    """Where a server of this test run listens."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+        self.http = httpx.Client(base_url=self.url, timeout=20)
+        self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
+
+
+@pytest.fixture(scope="session")
+def _running() -> Iterator[tuple[Script, Address]]:
+    script = Script()
+    app = create_app(Served(llm=script, names=("tiny", "moonshotai/Kimi-K2-Instruct")))  # type: ignore[arg-type]
+    sockets = listen.bind("127.0.0.1", 0)
+    address = Address(listen.port_of(sockets[0]))
+    sockets[0].listen()
+    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))
+    thread = threading.Thread(target=server.run, args=(sockets,))
+    thread.start()
+    yield script, address
+    server.should_exit = True
+    address.http.close()
+    address.openai.close()
+    thread.join()
+
+
+@pytest.fixture
+def script(_running: tuple[Script, Address]) -> Script:
+    _running[0].reset()
+    return _running[0]
+
+
+@pytest.fixture
+def server(_running: tuple[Script, Address], script: Script) -> Address:
+    return _running[1]

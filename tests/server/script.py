@@ -1,0 +1,74 @@
+"""An LLM that plays what a test wrote down."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, TextDelta, TokenDelta, Usage
+from baltoro.errors import ContextError
+
+USAGE = Usage(prompt_tokens=11, completion_tokens=4, cached_tokens=2)
+HELLO = [TextDelta("Hel"), TextDelta("lo"), Finished("stop", USAGE)]
+
+
+class Script:
+    """An LLM that says `deltas`; an exception among them is raised, a number is a pause in seconds."""
+
+    max_context = 4096
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.deltas: Sequence[Any] = HELLO  # Deltas or TokenDeltas, exceptions, seconds
+        self.refusal: Exception | None = None
+        self.fault: str | None = None
+        self.requests: list[ChatRequest] = []
+        self.completions: list[CompletionRequest] = []
+        self.begun = threading.Event()
+        self.closed = threading.Event()
+        self.num_closed = 0
+
+    def unhealthy(self) -> str | None:
+        return self.fault
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def astream_completion(self, request: CompletionRequest) -> AsyncGenerator[TokenDelta | Finished]:
+        """One token an item of `deltas`; a prompt that starts with 0 is too long."""
+        if list(request.prompt)[:1] == [0]:
+            raise ContextError("too long", param="prompt", code="context_length_exceeded")
+        self.completions.append(request)
+        return self._play()
+
+    def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.requests.append(request)
+        return self._play()
+
+    async def _play(self) -> AsyncGenerator[Any]:
+        try:
+            for delta in self.deltas:
+                self.begun.set()
+                if isinstance(delta, Exception):
+                    raise delta
+                if isinstance(delta, float):
+                    await asyncio.sleep(delta)
+                else:
+                    yield delta
+        finally:
+            self.num_closed += 1
+            self.closed.set()
+
+    def all_closed(self, count: int) -> bool:
+        """Whether `count` answers are over, within twenty seconds."""
+        deadline = time.monotonic() + 20
+        while self.num_closed < count and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return self.num_closed == count

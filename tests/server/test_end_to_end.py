@@ -1,0 +1,159 @@
+"""`baltoro serve DIR` as a user starts it, and OpenAI's client: K2's architecture in miniature, with random weights."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import jsonschema
+import openai
+import pytest
+
+from baltoro.llm import LLM
+from baltoro.server.openai import ChatBody, chat_request
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"type": "string", "maxLength": 8}, "unit": {"enum": ["C", "F"]}},
+    "required": ["city", "unit"],
+    "additionalProperties": False,
+}
+WEATHER = {"type": "function", "function": {"name": "get_weather", "description": "Weather", "parameters": SCHEMA}}
+HI = [{"role": "user", "content": "Hi"}]
+CONTEXT = 512
+
+
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint: Path) -> Iterator[openai.OpenAI]:
+    command = [sys.executable, "-m", "baltoro", "serve", str(tiny_checkpoint), "--port", "0", "--threads", "1"]
+    process = subprocess.Popen(
+        [*command, "--max-context", str(CONTEXT)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("serving"):
+            break
+    url = line.split(" on ")[1].split()[0]
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            assert httpx.get(url.removesuffix("/v1") + "/health").status_code == 200
+            break
+        except httpx.ConnectError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert out == ""
+    assert "Traceback" not in err
+
+
+def test_http_says_what_the_library_says(server: openai.OpenAI, tiny_checkpoint: Path) -> None:
+    body = {"model": "baltoro", "messages": HI, "max_tokens": 20, "seed": 5, "temperature": 1}
+    llm = LLM.open(tiny_checkpoint, max_context=CONTEXT)
+    answer = llm.complete(chat_request(ChatBody.model_validate(body)))
+    llm.close()
+    choice = server.chat.completions.create(**body).choices[0]
+    assert (choice.message.content or None, choice.finish_reason) == (answer.content, answer.reason)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_required_calls_are_valid_and_go_back_into_the_history(server: openai.OpenAI, seed: int) -> None:
+    """Even of a model that knows nothing: names, indices and arguments hold by construction."""
+    messages: list = list(HI)
+    for turn in range(2):
+        choice = server.chat.completions.create(
+            model="baltoro", messages=messages, tools=[WEATHER], tool_choice="required", seed=seed, max_tokens=80
+        ).choices[0]
+        if choice.finish_reason == "length":
+            return
+        messages.append(choice.message)
+        for call in choice.message.tool_calls or []:
+            assert call.function.name == "get_weather"
+            jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": "{}"})
+        ids = [
+            message["tool_call_id"] for message in messages if isinstance(message, dict) and message["role"] == "tool"
+        ]
+        assert ids == [f"functions.get_weather:{index}" for index in range(len(ids))]
+        assert len(ids) > turn
+
+
+def test_tool_choice_none_never_calls(server: openai.OpenAI) -> None:
+    for seed in range(5):
+        message = (
+            server.chat.completions.create(
+                model="baltoro", messages=HI, tools=[WEATHER], tool_choice="none", seed=seed, max_tokens=30
+            )
+            .choices[0]
+            .message
+        )
+        assert message.tool_calls is None
+
+
+def test_completions_give_the_same_ids_streamed_and_whole(server: openai.OpenAI) -> None:
+    wishes = {
+        "model": "baltoro",
+        "prompt": [1, 2, 3],
+        "max_tokens": 8,
+        "seed": 1,
+        "extra_body": {"return_token_ids": True},
+    }
+    whole = server.completions.create(**wishes).choices[0].model_dump()
+    pieces = [chunk.choices[0].model_dump() for chunk in server.completions.create(stream=True, **wishes)]
+    assert [token for piece in pieces for token in piece["token_ids"]] == whole["token_ids"]
+    assert "".join(piece["text"] for piece in pieces) == whole["text"]
+    assert whole["prompt_token_ids"] == [1, 2, 3]
+    assert len(whole["token_ids"]) == 8
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+ASSISTANT = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+
+
+def declared(parameters: object) -> list:
+    return [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"messages": [{"role": "user", "content": "word " * 5000}]}, "messages"),
+        ({"max_tokens": 5000}, "max_tokens"),
+        ({"tools": declared({"type": "strin"})}, "tools[0].function.parameters"),
+        ({"tools": declared({"type": "array"})}, "tools[0].function.parameters"),
+        ({"tools": declared({"properties": 3})}, "tools[0].function.parameters"),
+        (
+            {"tools": declared({"type": "object", "properties": {"a": {"pattern": "("}}})},
+            "tools[0].function.parameters",
+        ),
+        ({"tools": declared({"$ref": "#/nowhere"})}, "tools[0].function.parameters"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
+        ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c1"}]}, "messages[0].tool_call_id"),
+        ({"messages": [ASSISTANT, {"role": "tool", "content": "x", "tool_call_id": "c2"}]}, "messages[1].tool_call_id"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c1"}]}, "messages[0].tool_call_id"),
+    ],
+    ids=lambda value: json.dumps(value)[:50] if isinstance(value, dict) else None,
+)
+def test_what_only_the_model_can_refuse_is_400_too(server: openai.OpenAI, extra: dict, param: str) -> None:
+    wishes = {"model": "baltoro", "messages": HI, "max_tokens": 5, **extra}
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as refused:
+            server.chat.completions.create(**wishes, stream=stream)
+        assert refused.value.param == param
+    assert server.chat.completions.create(model="baltoro", messages=HI, max_tokens=2).choices  # the server lives on
+
+
+def test_ids_outside_the_vocabulary_are_refused(server: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="99999"):
+        server.completions.create(model="baltoro", prompt=[1, 99999], max_tokens=2)

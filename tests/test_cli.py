@@ -1,0 +1,224 @@
+"""The command line as a shell sees it: exit codes, what goes to stdout, what to stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from baltoro import cli
+from baltoro.model.batch import Batch
+from baltoro.model.load import load
+
+BALTORO = [sys.executable, "-m", "baltoro"]
+
+
+class Result(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: object, stdin: str = "") -> Result:
+    """`baltoro ARGUMENTS` in this process, which has torch in memory already."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["baltoro", *map(str, arguments)])
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+    return Result(left.value.code or 0, out.getvalue(), err.getvalue())  # type: ignore[arg-type]
+
+
+def error_of(result: Result, status: int = 1) -> str:
+    assert result.returncode == status, result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def test_help_lists_every_command() -> None:
+    printed = subprocess.run([*BALTORO, "--help"], capture_output=True, text=True, check=True).stdout
+    for command in ["chat", "serve", "info", "forward", "pretrain", "sft"]:
+        assert re.search(rf"^  {command} ", printed, re.MULTILINE)
+
+
+def test_help_takes_less_cpu_than_the_promised_wall_time() -> None:
+    """0.3 s on a quiet machine. CPU time, because tests share theirs; the best of three, because caches warm up."""
+    times: list[float] = []
+    for _ in range(3):
+        process = subprocess.Popen([*BALTORO, "--help"], stdout=subprocess.DEVNULL)
+        usage = os.wait4(process.pid, 0)[2]
+        times.append(usage.ru_utime + usage.ru_stime)
+    assert min(times) < 0.3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["bogus"], ["serve", "--port", "x"], ["serve", "--port", "70000"], ["forward", "x", "--ids", "1 x", "--out", "y"]],
+)
+def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
+    assert "Error: " in error_of(run(*arguments), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["info", "no-such-model"], "no such file, directory or preset"),
+        (["info", "kimi-k2-instruc"], "did you mean kimi-k2-instruct"),
+        (["chat", "kimi-k2-instruct", "Hi"], "a config without weights"),
+        (["forward", "kimi-k2-base", "--ids", "1", "--out", "x.npy"], "a config without weights"),
+        (["pretrain", "no-such-recipe.toml"], "no-such-recipe.toml"),
+        (["sft", "no-such-recipe.toml"], "no-such-recipe.toml"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_an_explained_failure_is_exit_1_without_a_traceback(arguments: list[str], says: str) -> None:
+    printed = error_of(run(*arguments))
+    assert "error: " in printed
+    assert says in printed
+
+
+def test_info_counts_kimi_k2_exactly() -> None:
+    facts = json.loads(run("info", "kimi-k2-instruct", "--json").stdout)
+    assert facts["parameters"] == 1_026_408_232_448
+    assert facts["active_parameters"] == 32_861_500_928
+    assert facts["tensor_bytes"] == 1_029_173_256_720
+    assert facts["cache_bytes_per_token"] == 70_272
+
+
+def test_info_reads_well_without_json(tiny_checkpoint: Path) -> None:
+    printed = run("info", "kimi-k2-instruct").stdout
+    assert re.search(r"^parameters +1,026,408,232,448$", printed, re.MULTILINE)
+    assert re.search(r"^checkpoint mismatches +\[\]$", run("info", tiny_checkpoint).stdout, re.MULTILINE)
+
+
+def test_forward_writes_the_logits_of_every_position(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "logits.bin"
+    result = run("forward", tiny_checkpoint, "--ids", "5 6,7", "--out", out)
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
+    logits = np.load(out)
+    assert logits.dtype == np.float32
+    with torch.inference_mode():
+        expected = load(tiny_checkpoint)(Batch.of([[5, 6, 7]])).numpy()
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_forward_refuses_what_it_cannot_do_and_leaves_nothing_behind(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert "outside the vocabulary" in error_of(
+        run("forward", tiny_checkpoint, "--ids", "99999", "--out", tmp_path / "x")
+    )
+    assert "cannot be written" in error_of(
+        run("forward", tiny_checkpoint, "--ids", "1", "--out", tmp_path / "no" / "x")
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_shot_chat_prints_the_answer_alone_and_repeats_it_for_a_seed(tiny_checkpoint: Path) -> None:
+    first = run("chat", tiny_checkpoint, "Hello", "--max-tokens", 12, "--seed", 3)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip()
+    assert "loading" in first.stderr
+    piped = run("chat", tiny_checkpoint, "--max-tokens", 12, "--seed", 3, stdin="Hello")
+    assert piped.stdout == first.stdout
+
+
+def test_an_empty_prompt_is_wrong_usage(tiny_checkpoint: Path) -> None:
+    assert "the prompt is empty" in error_of(run("chat", tiny_checkpoint, stdin="\n"), 2)
+
+
+@pytest.mark.parametrize(
+    ("word", "is_model"),
+    [("nano", True), ("kimi-k2-base", True), ("./model", True), (".", True), ("Hello", False), ("and/or what?", False)],
+)
+def test_a_lone_word_is_a_model_or_a_prompt(word: str, is_model: bool) -> None:
+    assert cli.names_model(word) is is_model
+
+
+def test_tools_come_from_a_list_or_a_request_s_body(tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
+    for document in (tools, {"tools": tools}):
+        (tmp_path / "tools.json").write_text(json.dumps(document))
+        (tool,) = cli.read_tools(tmp_path / "tools.json")
+        assert (tool.name, tool.declaration) == ("now", tools[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("{", "not valid JSON"), ('{"tool": []}', "tools"), ("[{}]", "tools[0].type"), (None, "No such file")],
+)
+def test_a_broken_tools_file_is_explained(tiny_checkpoint: Path, tmp_path: Path, text: str | None, says: str) -> None:
+    if text is not None:
+        (tmp_path / "tools.json").write_text(text)
+    assert says in error_of(run("chat", tiny_checkpoint, "Hi", "--tools", tmp_path / "tools.json"))
+
+
+def test_a_taken_port_is_told_before_the_model_loads(tiny_checkpoint: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        printed = error_of(run("serve", tiny_checkpoint, "--port", port))
+    assert f"port {port} on 127.0.0.1 is already in use" in printed
+    assert "loading" not in printed
+
+
+def test_default_names_start_with_the_honest_one(tmp_path: Path) -> None:
+    assert cli.default_names("nano") == ["nano", "baltoro", "kimi-k2-instruct", "moonshotai/Kimi-K2-Instruct"]
+    assert cli.default_names("kimi-k2-instruct")[:2] == ["kimi-k2-instruct", "baltoro"]
+    assert cli.default_names(f"{tmp_path}/my-model/")[0] == "my-model"
+
+
+class Terminal:
+    """`baltoro chat` with a pseudo-terminal for all three streams."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.heard = ""
+        self.pid, self.screen = pty.fork()
+        if self.pid == 0:
+            os.execv(sys.executable, [*BALTORO, *map(str, arguments)])
+
+    def wait_for(self, pattern: str) -> None:
+        deadline = time.monotonic() + 120
+        while not re.search(pattern, self.heard):
+            assert select.select([self.screen], [], [], max(0, deadline - time.monotonic()))[0], self.heard
+            self.heard += os.read(self.screen, 4096).decode(errors="replace")
+
+    def type(self, text: str) -> None:
+        self.heard = ""
+        os.write(self.screen, text.encode())
+
+    def exit_status(self) -> int:
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_a_conversation_in_a_real_terminal(tiny_checkpoint: Path) -> None:
+    terminal = Terminal("chat", tiny_checkpoint, "--threads", 1, "--temperature", 0)
+    terminal.wait_for("> ")
+    terminal.type("Hello\r")  # random weights hardly ever stop by themselves: this answer runs into the context
+    terminal.wait_for(r"Hello\r\n.")  # the echo, and the first of the answer
+    os.kill(terminal.pid, signal.SIGINT)
+    terminal.wait_for(r"\(stopped\)")
+    terminal.wait_for("> ")
+    terminal.type("/help\r")
+    terminal.wait_for("/reset")
+    terminal.wait_for("> ")
+    os.kill(terminal.pid, signal.SIGINT)
+    terminal.wait_for(r"leaves\)")
+    terminal.wait_for("> ")
+    terminal.type("\x04")
+    assert terminal.exit_status() == 0
