@@ -193,10 +193,23 @@ class Terminal:
             os.execv(sys.executable, [*BALTORO, *map(str, arguments)])
 
     def wait_for(self, pattern: str) -> None:
-        deadline = time.monotonic() + 120
+        assert self.hears(pattern, 120), self.heard
+
+    def hears(self, pattern: str, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
         while not re.search(pattern, self.heard):
-            assert select.select([self.screen], [], [], max(0, deadline - time.monotonic()))[0], self.heard
+            if not select.select([self.screen], [], [], max(0, deadline - time.monotonic()))[0]:
+                return False
             self.heard += os.read(self.screen, 4096).decode(errors="replace")
+        return True
+
+    def interrupt(self, answer: str) -> None:
+        """Ctrl-C until `answer`: one that comes between the prompt and readline's wait is noticed with the next key."""
+        for _ in range(4):
+            os.kill(self.pid, signal.SIGINT)
+            if self.hears(answer, 30):
+                return
+        raise AssertionError(self.heard)
 
     def type(self, text: str) -> None:
         self.heard = ""
@@ -211,14 +224,12 @@ def test_a_conversation_in_a_real_terminal(tiny_checkpoint: Path) -> None:
     terminal.wait_for("> ")
     terminal.type("Hello\r")  # random weights hardly ever stop by themselves: this answer runs into the context
     terminal.wait_for(r"Hello\r\n.")  # the echo, and the first of the answer
-    os.kill(terminal.pid, signal.SIGINT)
-    terminal.wait_for(r"\(stopped\)")
+    terminal.interrupt(r"\(stopped\)")
     terminal.wait_for("> ")
     terminal.type("/help\r")
     terminal.wait_for("/reset")
     terminal.wait_for("> ")
-    os.kill(terminal.pid, signal.SIGINT)
-    terminal.wait_for(r"leaves\)")
+    terminal.interrupt(r"leaves\)")
     terminal.wait_for("> ")
     terminal.type("\x04")
     assert terminal.exit_status() == 0
