@@ -45,6 +45,19 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class WeightFormat(StrEnum):
+    bf16 = "bf16"
+    fp8 = "fp8"
+    int8 = "int8"
+    int4 = "int4"
+
+
+AnyFormat = Annotated[
+    WeightFormat | None,
+    typer.Option(help="Keep the projections so. [default: large block-fp8 models as shipped, others unpacked]"),
+]
+
+
 def main() -> None:
     """The entry point: what a user can repair is explained in two lines, without a traceback."""
     try:
@@ -71,12 +84,25 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _open(model: str, *, threads: int | None, max_context: int | None = None, max_running: int | None = None) -> LLM:
+def _open(
+    model: str,
+    *,
+    threads: int | None,
+    format: WeightFormat | None,
+    max_context: int | None = None,
+    max_running: int | None = None,
+) -> LLM:
     from baltoro.llm import LLM
 
     began = time.monotonic()
     typer.echo(f"loading {model} ...", err=True)
-    llm = LLM.open(model, max_context=max_context, max_running=max_running, threads=threads)
+    llm = LLM.open(
+        model,
+        max_context=max_context,
+        max_running=max_running,
+        threads=threads,
+        format=format.value if format else None,
+    )
     typer.echo(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens", err=True)
     return llm
 
@@ -100,6 +126,7 @@ def serve(
     ] = None,
     max_context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
     max_running: Annotated[int | None, typer.Option(min=1, help="Requests decoded together. [default: 32]")] = None,
+    format: AnyFormat = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
 ) -> None:
@@ -111,7 +138,7 @@ def serve(
     from baltoro.server.app import Served, create_app
 
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
-    with closing(_open(model, max_context=max_context, max_running=max_running, threads=threads)) as llm:
+    with closing(_open(model, max_context=max_context, max_running=max_running, threads=threads, format=format)) as llm:
         served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
         url = listen.url(host, sockets[0])
         typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
@@ -143,6 +170,7 @@ def chat(
         Path | None,
         typer.Option(help="JSON list of tools as OpenAI declares them; calls are printed, you give results."),
     ] = None,
+    format: AnyFormat = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
 ) -> None:
     """Talk to MODEL in the terminal, or ask it one PROMPT.
@@ -165,7 +193,7 @@ def chat(
         max_tokens=max_tokens,
         seed=seed,
     )
-    with closing(_open(model or "nano", threads=threads)) as llm:
+    with closing(_open(model or "nano", threads=threads, format=format)) as llm:
         if prompt is None:
             terminal.converse(llm, request)
         else:
@@ -218,6 +246,8 @@ def forward(
     ids: Annotated[str, typer.Option(help='Token ids, "1 2 3".')],
     out: Annotated[Path, typer.Option(help="Where the logits go: NumPy, (T, V), float32.")],
     dtype: Annotated[Dtype, typer.Option(help="What the forward computes in.")] = Dtype.float32,
+    format: AnyFormat = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
 ) -> None:
     """Write the logits of one forward."""
     import torch
@@ -226,7 +256,9 @@ def forward(
     from baltoro.model.load import load
 
     tokens = parse_ids(ids)
-    model = load(directory, dtype=getattr(torch, dtype))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = load(directory, dtype=getattr(torch, dtype), format=format.value if format else None)
     beyond = [token for token in tokens if token >= model.config.vocab_size]
     if beyond:
         raise RequestError(f"token id {beyond[0]} is outside the vocabulary of {model.config.vocab_size}", param="ids")

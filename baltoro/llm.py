@@ -38,6 +38,7 @@ from baltoro.errors import CheckpointError, ContextError, EngineError, RequestEr
 
 if TYPE_CHECKING:
     from baltoro.engine.engine import Engine
+    from baltoro.kernels.formats import Format
 
 Item = TypeVar("Item")
 _Make = Callable[[Callable[[Step], None]], Request]  # sink -> request
@@ -92,12 +93,15 @@ class LLM:
         max_running: int | None = None,
         cache_bytes: int | None = None,
         dtype: str | None = None,
+        format: Format | None = None,
         threads: int | None = None,
     ) -> Self:
         """A checkpoint directory or a preset, loaded and running.
 
         `dtype`: what the model computes in and caches, float32 or bfloat16. None takes bfloat16 for large models in
-        bfloat16 and float32 for all others; large ones in block-fp8 then keep a byte a weight.
+        bfloat16 and float32 for all others.
+        `format`: what the projections are kept in, see kernels/formats.py. None keeps large models in block-fp8 as they
+        are, a byte a weight, and all others in `dtype`.
         `threads`: CPU threads of this whole process, for torch has one number for all.
         """
         from baltoro import counts
@@ -122,13 +126,15 @@ class LLM:
         shipped_in_fp8 = config.weight_block_size is not None
         if dtype is None:
             dtype = "float32" if small or shipped_in_fp8 else "bfloat16"
+        if format is None and shipped_in_fp8 and not small:
+            format = "fp8"
         running = max_running or MAX_RUNNING
         if cache_bytes is None:
             token_bytes = counts.cache_bytes_per_token(config, value_bytes=getattr(torch, dtype).itemsize)
             enough = running * ((max_context or config.max_position_embeddings) + PAGE_SLACK) * token_bytes
             cache_bytes = max(min(enough, CACHE_BYTES), ((max_context or 1) + PAGE_SLACK) * token_bytes)
         engine = Engine(
-            load(directory, dtype=getattr(torch, dtype), keep_fp8=shipped_in_fp8 and not small and dtype == "float32"),
+            load(directory, dtype=getattr(torch, dtype), format=format),
             EngineConfig(
                 cache_bytes=cache_bytes,
                 cache_dtype=getattr(torch, dtype),

@@ -2,7 +2,8 @@
 
 Which code runs is chosen once, at the first call: the widest instruction set that was built and that
 this CPU has, or the torch twin where nothing was built. `BALTORO_CPU=torch|scalar|avx2|avx512` forces
-one. Kernels run on the calling thread and release the GIL. They have no gradient.
+one. Native kernels release the GIL and run on `torch.get_num_threads()` threads, the caller's among them.
+They have no gradient.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import os
 
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
-from baltoro.counts import BLOCK
 from baltoro.errors import BaltoroError
+from baltoro.kernels.formats import FORMATS, PANEL, Packed, unpack
 
 try:
     import baltoro.kernels._native as _native  # pyright: ignore[reportMissingModuleSource]  (built at install, or not)
@@ -47,39 +49,135 @@ def chosen_target() -> str:
     return wanted
 
 
-def matmul_fp8(x: Tensor, w: Tensor, scale: Tensor, *, target: str | None = None) -> Tensor:
-    """x times the transposed block-fp8 matrix, summed in float32.
+def matmul(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
+    """x times the transposed matrix.
 
-    x:       (T, I) float32
-    w:       (O, I) float8_e4m3fn
-    scale:   (ceil(O / 128), ceil(I / 128)) float32, multiplied into its 128x128 block of w
+    x:       (T, I) float32. With bf16 and fp8 weights it is rounded to bf16, with int8 and int4 to 8 bits and a scale
+             for each group of the weights; sums are float32.
     target:  one of `targets()`; None: the chosen one. Tensors that are not on the CPU go to the twin.
-    Returns: (T, O) float32
+    Returns: (T, O) float32. A row has the same bits whatever other rows are computed with it.
     """
-    (T, I), (O, inputs) = x.shape, w.shape
-    _check("x", x, torch.float32, (T, I))
-    _check("w", w, torch.float8_e4m3fn, (O, I))
-    _check("scale", scale, torch.float32, (-(-O // BLOCK), -(-inputs // BLOCK)))
-    if torch.is_grad_enabled() and x.requires_grad:
-        raise ValueError("matmul_fp8 has no gradient: call it under torch.no_grad()")
-
-    target = target or chosen_target()
-    if target == "torch" or x.device.type != "cpu":
-        return _matmul_fp8_torch(x, w, scale)
+    _check_packed("w", w, None)
+    _check("x", x, torch.float32, (x.shape[0], w.inputs))
+    target = _target(target, x, w)
+    if target == "torch":
+        return _matmul_torch(x, w)
     assert _native is not None  # chosen_target() names what is there
-    x, w, scale = x.contiguous(), w.contiguous(), scale.contiguous()
-    y = torch.empty(T, O)
-    _native.matmul_fp8(target, x.data_ptr(), w.data_ptr(), scale.data_ptr(), y.data_ptr(), T, O, I)
+    x = x.contiguous()
+    y = torch.empty(x.shape[0], w.outputs)
+    _native.matmul(target, _described(w), x.data_ptr(), y.data_ptr(), x.shape[0], torch.get_num_threads())
     return y
 
 
-def _matmul_fp8_torch(x: Tensor, w: Tensor, scale: Tensor) -> Tensor:
-    O, I = w.shape
-    spread = scale.repeat_interleave(BLOCK, 0)[:O].repeat_interleave(BLOCK, 1)[:, :I]  # (O, I)
-    return x @ (w.float() * spread).T
+def experts(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate: Packed, up: Packed, down: Packed, *, target: str | None = None
+) -> Tensor:
+    """The routed experts: each token's sum over its experts of weight * down(silu(gate x) * up x).
+
+    x:       (T, D) float32
+    chosen:  (T, K) int64 below E; weights: (T, K) float32
+    gate, up, down: stacks (E, F, D), (E, F, D) and (E, D, F) of one format
+    Returns: (T, D) float32. A token's experts are added in the order of their numbers, in any company.
+    """
+    E, T = gate.experts, x.shape[0]
+    for name, w in (("gate", gate), ("up", up), ("down", down)):
+        _check_packed(name, w, E)
+    _check("x", x, torch.float32, (T, gate.inputs))
+    _check("chosen", chosen, torch.int64, (T, chosen.shape[-1]))
+    _check("weights", weights, torch.float32, (T, chosen.shape[-1]))
+    same = (up.format, up.outputs, up.inputs, up.group) == (gate.format, gate.outputs, gate.inputs, gate.group)
+    if E is None or not same or (down.outputs, down.inputs) != (gate.inputs, gate.outputs):
+        raise ValueError(f"gate {_shape(gate)}, up {_shape(up)} and down {_shape(down)} are not stacks of one mixture")
+    if T and not 0 <= int(chosen.min()) <= int(chosen.max()) < E:
+        raise ValueError(f"chosen holds {int(chosen.min())} .. {int(chosen.max())}, expected 0 .. {E - 1}")
+    target = _target(target, x, gate)
+    if target == "torch":
+        return _experts_torch(x, chosen, weights, gate, up, down)
+    assert _native is not None
+    x, chosen, weights = x.contiguous(), chosen.contiguous(), weights.contiguous()
+    y = torch.empty(T, gate.inputs)
+    _native.experts(
+        target, _described(gate), _described(up), _described(down), x.data_ptr(), chosen.data_ptr(),
+        weights.data_ptr(), y.data_ptr(), T, chosen.shape[1], E, torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def _target(target: str | None, x: Tensor, w: Packed) -> str:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ValueError("kernels have no gradient: call them under torch.no_grad()")
+    if x.device != w.data.device:
+        raise ValueError(f"x is on {x.device}, the weights are on {w.data.device}")
+    return "torch" if x.device.type != "cpu" else target or chosen_target()
+
+
+def _described(w: Packed) -> tuple[int, int, int, int, int, int]:
+    return FORMATS.index(w.format), w.outputs, w.inputs, w.group, w.data.data_ptr(), w.scales.data_ptr()
+
+
+def _shape(w: Packed) -> str:
+    return f"{w.format} {(*w.data.shape[:-2], w.outputs, w.inputs)}"
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     """Native code reads addresses, so what it is told about them must be true, with `python -O` too."""
     if tensor.dtype is not dtype or tensor.shape != shape:
         raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
+
+
+def _check_packed(name: str, w: Packed, experts: int | None) -> None:
+    """That a Packed's tensors are as large as its numbers say. formats.pack made it so; nobody else need have."""
+    lead = () if experts is None else (experts,)
+    panels, step = -(-w.outputs // PANEL), 8 if w.format == "int4" else 4
+    steps = -(-w.inputs // step)
+    _check(f"{name}.data", w.data, torch.uint8, (*lead, panels, steps * (128 if w.format == "bf16" else 64)))
+    if w.format == "fp8":
+        _check(f"{name}.scales", w.scales, torch.float32, (*lead, panels, -(-w.inputs // 128)))
+    elif w.format != "bf16":
+        if w.group < 8 or w.group % 8 or w.inputs % w.group:
+            raise ValueError(f"{name}.group is {w.group}, expected a multiple of 8 that divides {w.inputs} inputs")
+        _check(f"{name}.scales", w.scales, torch.bfloat16, (*lead, panels, w.inputs // w.group, PANEL))
+    if not (w.data.is_contiguous() and w.scales.is_contiguous()):
+        raise ValueError(f"{name} is not contiguous")
+    if w.outputs < 1 or w.inputs < 1:
+        raise ValueError(f"{name} is {_shape(w)}, expected at least one output and input")
+
+
+# --- torch twins ----------------------------------------------------------------------------------------------------
+
+
+def _matmul_torch(x: Tensor, w: Packed) -> Tensor:
+    if w.format in ("bf16", "fp8"):
+        return x.bfloat16().float() @ unpack(w).T
+    q, scales = _to_bytes(x, w.group)  # (T, G, group), (T, G)
+    whole = Packed(w.format, w.outputs, w.inputs, w.group, w.data, torch.ones_like(w.scales))
+    integers = unpack(whole).unflatten(-1, (-1, w.group))  # (O, G, group)
+    weight_scales = w.scales.float().mT.flatten(0, 1)[: w.outputs]  # (O, G)
+    y = x.new_zeros(x.shape[0], w.outputs)
+    for g in range(w.inputs // w.group):  # as the kernels add them up: to the same bits
+        dots = q[:, g] @ integers[:, g].T  # (T, O): integers below 2^24, exact
+        y += dots * (weight_scales[:, g] * scales[:, g, None])
+    return y
+
+
+def _to_bytes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """(T, I) -> integers -127 .. 127 as floats (T, G, group), scales (T, G)."""
+    x = x.unflatten(-1, (-1, group))
+    peak = x.abs().amax(-1)
+    inverse = torch.where(peak < 7.9e-31, 0.0, 127.0 / peak)
+    return (x * inverse.unsqueeze(-1)).round().clamp(-127, 127), peak * torch.tensor(1 / 127, dtype=torch.float32)
+
+
+def _experts_torch(x: Tensor, chosen: Tensor, weights: Tensor, gate: Packed, up: Packed, down: Packed) -> Tensor:
+    y = torch.zeros_like(x)
+    for expert in chosen.unique().tolist():
+        rows, choices = torch.where(chosen == expert)
+        gate_w, up_w, down_w = (_of_expert(w, expert) for w in (gate, up, down))
+        h = silu(_matmul_torch(x[rows], gate_w)) * _matmul_torch(x[rows], up_w)
+        y.index_add_(0, rows, weights[rows, choices, None] * _matmul_torch(h, down_w))
+    return y
+
+
+def _of_expert(w: Packed, expert: int) -> Packed:
+    scales = w.scales[expert] if w.scales.numel() else w.scales
+    return Packed(w.format, w.outputs, w.inputs, w.group, w.data[expert], scales)

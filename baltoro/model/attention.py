@@ -115,7 +115,7 @@ class Attention(nn.Module):
     def _absorbed(self, q_nope: Tensor, q_pe: Tensor, seen: Tensor, unseen: Tensor) -> Tensor:
         """One token per sequence against cached latents. seen: (B, S, C + R); unseen: (B, S) True beyond its end."""
         config = self.config
-        kv_b = self.kv_b_proj.dense(q_nope.dtype)
+        kv_b = self.kv_b_proj.weight.to(q_nope.dtype)
         kv_b = kv_b.view(config.num_attention_heads, -1, config.kv_lora_rank)  # (H, N + V, C)
         to_key, to_value = torch.split(kv_b, [config.qk_nope_head_dim, config.v_head_dim], dim=1)
         q = torch.cat((torch.einsum("bhn,hnc->bhc", q_nope, to_key), q_pe), dim=-1)  # (B, H, C + R)

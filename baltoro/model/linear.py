@@ -1,4 +1,7 @@
-"""Products with a weight matrix, and the norm: the one place that chooses how a product is computed."""
+"""Products with a weight matrix, and the norm: the one place that chooses how a product is computed.
+
+A matrix is a parameter in any float type, for training and as the reference, or it is packed for the kernels.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +10,26 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from baltoro.kernels import ops
-from baltoro.weights import fp8
-
-FEW_ROWS = 16  # up to here reading the weights dominates, and the fp8 kernel reads a quarter of float32's bytes
-
-
-def product(x: Tensor, weight: Tensor, scale_inv: Tensor | None = None) -> Tensor:
-    """x times the transposed weight, computed in x's type. weight: (O, I) or a stack (E, O, I) with x (E, T, I).
-
-    With `scale_inv` the weight is block-fp8: few rows go straight to the kernel, many pay for dequantizing once.
-    """
-    if scale_inv is None:
-        return x @ weight.to(x.dtype).mT
-    if x.dim() == 2 and x.shape[0] <= FEW_ROWS and x.dtype is torch.float32:
-        return ops.matmul_fp8(x, weight, scale_inv)
-    return x @ fp8.dequantize(weight, scale_inv, x.dtype).mT
+from baltoro.kernels.formats import Packed
 
 
 class Linear(nn.Module):
-    """y = x W^T. The weight is kept in any float type, or as block-fp8 with `weight_scale_inv`."""
-
-    weight_scale_inv: Tensor | None
+    """y = x W^T, computed in x's type, or as kernels/ops.py says where the weight is packed."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.register_parameter("weight_scale_inv", None)
+        self.packed: Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # (T, I) -> (T, O)
-        if self.weight_scale_inv is None:
-            return linear(x, self.weight.to(x.dtype))
-        return product(x, self.weight, self.weight_scale_inv)
+        if self.packed is not None:
+            return ops.matmul(x.float(), self.packed).to(x.dtype)
+        return linear(x, self.weight.to(x.dtype))
 
-    def dense(self, dtype: torch.dtype) -> Tensor:
-        """The weight (O, I) as plain numbers, for those who need its parts."""
-        if self.weight_scale_inv is None:
-            return self.weight.to(dtype)
-        return fp8.dequantize(self.weight, self.weight_scale_inv, dtype)
+    def pack(self, packed: Packed) -> None:
+        """Take this instead of the parameter `weight`, which is gone afterwards: for inference."""
+        del self.weight
+        self.packed = packed
 
 
 class RMSNorm(nn.Module):

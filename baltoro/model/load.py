@@ -15,6 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from baltoro.config import ModelConfig, resolve
+from baltoro.counts import is_quantized
+from baltoro.kernels import formats
+from baltoro.kernels.formats import Format, Packed
+from baltoro.model.linear import Linear
+from baltoro.model.moe import StackedLinear
 from baltoro.model.transformer import Transformer
 from baltoro.weights import fp8
 from baltoro.weights.checkpoint import SCALE, Checkpoint, check
@@ -64,10 +69,10 @@ def initialise(config: ModelConfig, *, seed: int, start: Start | None = None) ->
     return model
 
 
-def load(model: str | Path, *, dtype: torch.dtype = torch.float32, keep_fp8: bool = False) -> Transformer:
+def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Format | None = None) -> Transformer:
     """A directory or preset -> Transformer for inference, computing in `dtype`.
 
-    keep_fp8: block-fp8 matrices stay as they are (a byte a weight) instead of being dequantized here.
+    format: every projection is packed for the kernels, straight from the file's type; None: parameters in `dtype`.
     Raises CheckpointError naming every missing, unexpected or misshapen tensor.
     """
     directory = resolve(model)
@@ -77,26 +82,41 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, keep_fp8: boo
     transformer = build(config)
     transformer.dtype = dtype
     for name in [name for name, _ in transformer.named_parameters()]:
-        kept = torch.float32 if name.endswith("e_score_correction_bias") else dtype
-        # Absorbed decode multiplies with kv_b's halves apart, so it is always dequantized
-        if keep_fp8 and config.weight_block_size and fp8.is_quantized(name) and "kv_b_proj" not in name:
-            _assign(transformer, name, _gather(name, config, checkpoint.read))
-            _assign(transformer, name + SCALE, _gather(name + SCALE, config, checkpoint.read))
+        module = transformer.get_submodule(name.rpartition(".")[0])
+        # Absorbed decode multiplies with kv_b's halves apart, so it is never packed
+        if format is not None and isinstance(module, (Linear, StackedLinear)) and _is_packed(name):
+            module.pack(_pack(name, config, checkpoint, format))
         else:
-            _assign(
-                transformer, name, _gather(name, config, lambda part, kept=kept: checkpoint.read_weight(part, kept))
-            )
+            kept = torch.float32 if name.endswith("e_score_correction_bias") else dtype
+            tensor = _gather(name, config, lambda part, kept=kept: checkpoint.read_weight(part, kept))
+            module.register_parameter(name.rpartition(".")[2], nn.Parameter(tensor, requires_grad=False))
     return transformer.eval()
 
 
-def _assign(transformer: Transformer, name: str, tensor: Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    transformer.get_submodule(path).register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+def _is_packed(name: str) -> bool:
+    return is_quantized(name) and "kv_b_proj" not in name
+
+
+def _pack(name: str, config: ModelConfig, checkpoint: Checkpoint, format: Format) -> Packed:
+    """A matrix, or a layer's experts one by one behind each other."""
+
+    def one(part: str) -> Packed:
+        if format != "fp8":
+            return formats.pack(checkpoint.read_weight(part, torch.float32), format)
+        if config.weight_block_size:
+            return formats.pack_fp8(checkpoint.read(part), checkpoint.read(part + SCALE))
+        return formats.pack_fp8(*fp8.quantize(checkpoint.read(part)))
+
+    stacked = STACKED.match(name)
+    if stacked is None:
+        return one(name)
+    suffix = name[len(stacked[1]) :]
+    return formats.stack([one(f"{stacked[1]}.{expert}{suffix}") for expert in range(config.n_routed_experts)])
 
 
 def _gather(name: str, config: ModelConfig, read: Callable[[str], Tensor]) -> Tensor:
     """The file's tensor of this module parameter; a layer's experts are read one by one and stacked."""
-    stacked = STACKED.match(name.removesuffix(SCALE))
+    stacked = STACKED.match(name)
     if stacked is None:
         return read(name)
     suffix = name[len(stacked[1]) :]
@@ -106,29 +126,23 @@ def _gather(name: str, config: ModelConfig, read: Callable[[str], Tensor]) -> Te
 def file_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     """The model's parameters under the checkpoint's names and in its types, experts apart.
 
-    With config.weight_block_size the matrices are quantized to block-fp8 as they pass, each followed by its scales;
-    those that were kept in block-fp8 pass as they are.
+    With config.weight_block_size the matrices are quantized to block-fp8 as they pass, each followed by its scales.
     """
-    tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    for name, tensor in tensors.items():
-        if name.endswith(SCALE):
-            continue  # passes behind its weight
-        scale_inv, stacked = tensors.get(name + SCALE), STACKED.match(name)
+    assert not any(isinstance(m, (Linear, StackedLinear)) and m.packed for m in model.modules()), "packed for inference"
+    for name, parameter in model.named_parameters():
+        tensor, stacked = parameter.detach(), STACKED.match(name)
         if stacked is None:
-            yield from _as_stored(name, tensor, scale_inv, model.config)
+            yield from _as_stored(name, tensor, model.config)
         else:
             for expert, weight in enumerate(tensor):
-                kept = None if scale_inv is None else scale_inv[expert]
-                yield from _as_stored(f"{stacked[1]}.{expert}.{stacked[2]}", weight, kept, model.config)
+                yield from _as_stored(f"{stacked[1]}.{expert}.{stacked[2]}", weight, model.config)
 
 
-def _as_stored(
-    name: str, tensor: Tensor, scale_inv: Tensor | None, config: ModelConfig
-) -> Iterator[tuple[str, Tensor]]:
+def _as_stored(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     if name.endswith("e_score_correction_bias"):
         yield name, tensor.float()
-    elif config.weight_block_size and fp8.is_quantized(name):
-        quantized, scale_inv = fp8.quantize(tensor) if scale_inv is None else (tensor, scale_inv)
+    elif config.weight_block_size and is_quantized(name):
+        quantized, scale_inv = fp8.quantize(tensor)
         yield name, quantized
         yield name + SCALE, scale_inv
     else:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from baltoro.config import ModelConfig
-from baltoro.model.linear import Linear, product, swiglu
+from baltoro.kernels import ops
+from baltoro.kernels.formats import Packed
+from baltoro.model.linear import Linear, swiglu
 
 
 class MLP(nn.Module):
@@ -75,6 +77,9 @@ class Experts(nn.Module):
         self.down_proj = StackedLinear(experts, width, hidden)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:  # (T, D)
+        gate, up, down = self.gate_proj.packed, self.up_proj.packed, self.down_proj.packed
+        if gate is not None and up is not None and down is not None:
+            return ops.experts(x.float(), routing.experts, routing.weights, gate, up, down).to(x.dtype)
         experts = self.gate_proj.weight.shape[0]
         if routing.experts.numel() < 4 * experts:
             return self._one_by_one(x, routing)
@@ -110,21 +115,22 @@ class Experts(nn.Module):
 
 
 class StackedLinear(nn.Module):
-    """One product per expert, the weights stacked (E, O, I); block-fp8 as `Linear` has it."""
-
-    weight_scale_inv: Tensor | None
+    """One product per expert, the weights stacked (E, O, I), or packed as `Linear` has it."""
 
     def __init__(self, experts: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(experts, outputs, inputs))
-        self.register_parameter("weight_scale_inv", None)
+        self.packed: Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # (E, T, I) -> (E, T, O)
-        return product(x, self.weight, self.weight_scale_inv)
+        return x @ self.weight.to(x.dtype).mT
 
     def one(self, x: Tensor, expert: int) -> Tensor:  # (T, I) -> (T, O)
-        scale_inv = None if self.weight_scale_inv is None else self.weight_scale_inv[expert]
-        return product(x, self.weight[expert], scale_inv)
+        return x @ self.weight[expert].to(x.dtype).T
+
+    def pack(self, packed: Packed) -> None:
+        del self.weight
+        self.packed = packed
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -72,10 +72,9 @@ def test_a_bf16_checkpoint_gives_the_logits_of_transformers(name: str, load_thei
         assert_close(logits(ours, ids), their_logits(theirs, ids))
 
 
-@pytest.mark.parametrize("keep_fp8", [False, True])
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_block_fp8_checkpoint_gives_the_logits_of_transformers(
-    name: str, keep_fp8: bool, load_theirs: LoadTheirs, tmp_path: Path
+    name: str, load_theirs: LoadTheirs, tmp_path: Path
 ) -> None:
     """transformers cannot compute with block-fp8 on a CPU: it gets the weights as the oracle dequantizes them."""
     config = in_block_fp8(SHAPES[name])
@@ -87,7 +86,7 @@ def test_a_block_fp8_checkpoint_gives_the_logits_of_transformers(
     save_file(plain, tmp_path / "plain" / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "plain" / "config.json").write_text(json.dumps(SHAPES[name].to_dict()))
 
-    ours, theirs = load(tmp_path / "fp8", keep_fp8=keep_fp8), load_theirs(tmp_path / "plain", torch.float32)
+    ours, theirs = load(tmp_path / "fp8"), load_theirs(tmp_path / "plain", torch.float32)
     for tokens in (1, 140):
         ids = random_ids(config, tokens)
         assert_close(logits(ours, ids), their_logits(theirs, ids))
@@ -170,11 +169,11 @@ def test_every_trained_parameter_gets_a_gradient() -> None:
 
 
 @pytest.mark.skipif(not PARITY.is_dir(), reason="the recorded checkpoints are not here")
-@pytest.mark.parametrize("stored", ["bf16", "fp8", "fp8 kept"])
+@pytest.mark.parametrize("stored", ["bf16", "fp8"])
 @pytest.mark.parametrize("variant", ["tiny_a", "tiny_b", "tiny_c"])
 def test_recorded_logits_of_transformers_are_met(variant: str, stored: str) -> None:
     """Whole, and through a paged cache: a chunk of the first half, a second chunk, the last tokens one by one."""
-    model = load(PARITY / variant / stored.split()[0], keep_fp8="kept" in stored)
+    model = load(PARITY / variant / stored)
     tag = "bf16_weights" if stored == "bf16" else "fp8_dequant_f32"
     records, arrays = (
         json.loads((PARITY / variant / "ref.json").read_text())[tag],

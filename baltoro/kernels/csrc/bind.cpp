@@ -2,7 +2,10 @@
 // keeps the tensors alive during the call. (Four tensors through DLPack cost more than the kernel of a small layer.)
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
+
+#include <tuple>
 
 #include "kernels.h"
 
@@ -13,17 +16,37 @@ static T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+// (format, outputs, inputs, group, address of the data, of the scales)
+using Packed = std::tuple<int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t>;
+
+static baltoro::Matrix matrix(const Packed& w) {
+  return {static_cast<baltoro::Format>(std::get<0>(w)), std::get<1>(w), std::get<2>(w), std::get<3>(w),
+          at<const uint8_t>(std::get<4>(w)), at<const uint8_t>(std::get<5>(w))};
+}
+
 NB_MODULE(_native, m) {
   m.def("targets", &baltoro::targets, "Names of the targets that this CPU can run, slowest first.");
 
   m.def(
-      "matmul_fp8",
-      [](const std::string& target, uintptr_t x, uintptr_t w, uintptr_t scale, uintptr_t y, int64_t T, int64_t O,
-         int64_t I) {
+      "matmul",
+      [](const std::string& target, const Packed& w, uintptr_t x, uintptr_t y, int64_t T, int threads) {
         const baltoro::Target& kernels = baltoro::target(target);
+        const baltoro::Matrix weights = matrix(w);
         nb::gil_scoped_release released;
-        kernels.matmul_fp8(at<const float>(x), at<const uint8_t>(w), at<const float>(scale), at<float>(y), T, O, I);
+        baltoro::matmul(kernels, weights, at<const float>(x), at<float>(y), T, threads);
       },
-      nb::arg("target"), nb::arg("x"), nb::arg("w"), nb::arg("scale"), nb::arg("y"), nb::arg("T"), nb::arg("O"),
-      nb::arg("I"));
+      nb::arg("target"), nb::arg("w"), nb::arg("x"), nb::arg("y"), nb::arg("T"), nb::arg("threads"));
+
+  m.def(
+      "experts",
+      [](const std::string& target, const Packed& gate, const Packed& up, const Packed& down, uintptr_t x,
+         uintptr_t experts, uintptr_t weights, uintptr_t y, int64_t T, int64_t K, int64_t E, int threads) {
+        const baltoro::Target& kernels = baltoro::target(target);
+        const baltoro::Matrix gate_w = matrix(gate), up_w = matrix(up), down_w = matrix(down);
+        nb::gil_scoped_release released;
+        baltoro::experts(kernels, gate_w, up_w, down_w, at<const float>(x), at<const int64_t>(experts),
+                         at<const float>(weights), at<float>(y), T, K, E, threads);
+      },
+      nb::arg("target"), nb::arg("gate"), nb::arg("up"), nb::arg("down"), nb::arg("x"), nb::arg("experts"),
+      nb::arg("weights"), nb::arg("y"), nb::arg("T"), nb::arg("K"), nb::arg("E"), nb::arg("threads"));
 }

@@ -6,16 +6,75 @@
 
 namespace baltoro {
 
-// y(T,O) = x(T,I) * dequantize(w)(O,I)^T, all row-major, sums in float32.
-// w: e4m3fn bytes. scale(ceil(O/128), ceil(I/128)): one float per 128x128 block; edge blocks may be partial.
-// Any T >= 0, O >= 1, I >= 1. y must not overlap x. Thread-safe; allocates nothing; runs on the calling thread.
-// A row of y has the same bits whatever other rows are computed with it.
-using MatmulFp8 = void(const float* x, const uint8_t* w, const float* scale, float* y, int64_t T, int64_t O, int64_t I);
+constexpr int kPanel = 16;  // outputs whose weights lie together: one register of 32-bit lanes
 
-// Every kernel, compiled for one instruction set.
+// How a matrix's weights are kept. Numbers are part of the door to Python.
+enum class Format : int32_t { kBf16 = 0, kFp8 = 1, kInt8 = 2, kInt4 = 3 };
+
+// A matrix (O, I) as kernels read it: panels of 16 outputs one behind the other, rows beyond O filled with zeros. A
+// panel is a row of 64-byte chunks, each with the same few inputs of all 16 outputs:
+//
+//   bf16  2 inputs   [output][input]
+//   fp8   4 inputs   [output / 4][input / 2][output % 4][input % 2]   as two byte shuffles make bf16 pairs of it
+//   int8  4 inputs   [output][input], value + 128
+//   int4  8 inputs   [output][input % 4], value + 8: inputs 0-3 in the low halves of the bytes, 4-7 in the high ones
+//
+// Scales of int8 and int4: [panel][I / group][output] bf16, group a multiple of 8 that divides I. Of fp8:
+// [panel][ceil(I / 128)] float32. bf16 has none. Inputs beyond I, up to a whole chunk, are zeros.
+struct Matrix {
+  Format format;
+  int64_t outputs, inputs, group;
+  const uint8_t* data;
+  const uint8_t* scales;
+};
+
+// `static`: a shared copy could be the one that was compiled for a wider instruction set.
+static inline bool is_integer(const Matrix& w) { return w.format == Format::kInt8 || w.format == Format::kInt4; }
+static inline int64_t panels(const Matrix& w) { return (w.outputs + kPanel - 1) / kPanel; }
+static inline int64_t groups(const Matrix& w) {
+  return w.format == Format::kBf16 ? 0 : (w.inputs + w.group - 1) / w.group;
+}
+static inline int64_t panel_bytes(const Matrix& w) {  // bf16 in whole steps of 4 inputs, as the others
+  const int64_t inputs = w.format == Format::kInt4 ? 8 : 4, bytes = w.format == Format::kBf16 ? 128 : 64;
+  return (w.inputs + inputs - 1) / inputs * bytes;
+}
+static inline int64_t panel_scale_bytes(const Matrix& w) { return groups(w) * (is_integer(w) ? 2 * kPanel : 4); }
+
+// Rows of activations, ready to be multiplied: bf16 for bf16 and fp8; for int8 and int4 signed bytes with a scale for
+// each row and group, -127 .. 127.
+struct Inputs {
+  uint8_t* values;  // row r begins at r * row_bytes
+  float* scales;    // (rows, groups)
+  int32_t* sums;    // (rows, groups): of the bytes, to take back what was added to the weights
+  int64_t row_bytes, groups;
+};
+
+// One destination of a product: prepared row `row` gives row `out` of the result, times `weight` where it is added up.
+struct Token {
+  int32_t row, out;
+  float weight;
+};
+
+// Every kernel, compiled for one instruction set. All sums of an output run over the inputs in one fixed order, so
+// that a result has the same bits whatever was computed beside it and on however many threads; with int8 and int4
+// the same bits on every target, too.
 struct Target {
   const char* name;
-  MatmulFp8* matmul_fp8;
+
+  // Row `row` of x (I,) float32 into `to`.
+  void (*prepare)(const Matrix& w, const float* x, const Inputs& to, int64_t row);
+
+  // y[out] = w x[row], for outputs of the panels [begin, end). y(., stride).
+  void (*product)(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
+                  float* y, int64_t stride);
+
+  // y[out] = silu(gate x[row]) * up x[row]
+  void (*gated)(const Matrix& gate, const Matrix& up, const Inputs& x, const Token* tokens, int64_t count,
+                int64_t begin, int64_t end, float* y, int64_t stride);
+
+  // y[out] += weight * (w x[row])
+  void (*weighted)(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
+                   float* y, int64_t stride);
 };
 
 // Names of the targets that this CPU can run, slowest first; never empty.
@@ -23,5 +82,14 @@ std::vector<std::string> targets();
 
 // One of targets(). Any other name throws std::invalid_argument; nothing falls back.
 const Target& target(const std::string& name);
+
+// y(T, O) = x(T, I) w^T on `threads` threads.
+void matmul(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int threads);
+
+// Stacked matrices: expert e begins e * panels() * panel_bytes() behind the first, its scales likewise.
+// y(T, D) = sum over k of weights(T, K) * down_e(silu(gate_e x) * up_e x), e = experts(T, K), each expert's weights
+// read once for all its tokens. Terms of a token are added in the order of their experts' numbers.
+void experts(const Target& target, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x,
+             const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads);
 
 }  // namespace baltoro

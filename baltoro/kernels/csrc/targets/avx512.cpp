@@ -1,35 +1,118 @@
-// AVX-512 F, BW, VL and DQ: Skylake-X, Zen 4 and later.
+// AVX-512 with VNNI, BF16 and VBMI: Zen 4, Sapphire Rapids and later.
 #include <immintrin.h>
 
 #include "../kernels.h"
 
 namespace baltoro::avx512 {
 
-struct Vec {
-  static constexpr int lanes = 16;
+struct F16 {
   __m512 v;
 
-  static Vec zero() { return {_mm512_setzero_ps()}; }
-  static Vec load(const float* from) { return {_mm512_loadu_ps(from)}; }
-
-  // Through half floats, as in avx2.cpp.
-  static Vec decode(const uint8_t* from) {
-    const __m256i bytes = _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    const __m256i half = _mm256_and_si256(_mm256_slli_epi16(bytes, 7), _mm256_set1_epi16(static_cast<short>(0xBF80)));
-    const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3F80));
-    const __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x3F80));
-    return {_mm512_cvtph_ps(_mm256_or_si256(half, nan))};
+  static F16 set(float value) { return {_mm512_set1_ps(value)}; }
+  static F16 load(const float* from) { return {_mm512_loadu_ps(from)}; }
+  static F16 load_bf16(const uint16_t* from) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
   }
-
-  static Vec scaled(Vec w, float scale) { return {_mm512_mul_ps(w.v, _mm512_set1_ps(scale * 256.0f))}; }
-  static Vec fma(Vec a, Vec b, Vec sum) { return {_mm512_fmadd_ps(a.v, b.v, sum.v)}; }
-  static float total(Vec sum) { return _mm512_reduce_add_ps(sum.v); }
+  static void store(float* to, F16 values) { _mm512_storeu_ps(to, values.v); }
 };
 
-static constexpr int kTokens = 4;  // 4 rows x 4 tokens of sums, 4 weights, 1 input: 21 of 32 registers
+static inline F16 operator+(F16 a, F16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline F16 operator-(F16 a, F16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline F16 operator*(F16 a, F16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline F16 operator/(F16 a, F16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline F16 min(F16 a, F16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline F16 max(F16 a, F16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 
-#include "../matmul.inl"
+struct I16 {
+  __m512i v;
 
-extern const Target kernels = {"avx512", matmul_fp8};
+  static I16 set(int32_t value) { return {_mm512_set1_epi32(value)}; }
+};
+
+static inline F16 to_float(I16 x) { return {_mm512_cvtepi32_ps(x.v)}; }
+static inline I16 nearest(F16 x) { return {_mm512_cvtps_epi32(x.v)}; }
+static inline F16 power_of_two(I16 n) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23))};
+}
+
+struct Bytes {
+  __m512i v;
+
+  static Bytes load(const uint8_t* from) { return {_mm512_loadu_si512(from)}; }
+};
+
+static inline Bytes low_halves(Bytes b) { return {_mm512_and_si512(b.v, _mm512_set1_epi8(15))}; }
+static inline Bytes high_halves(Bytes b) {
+  return {_mm512_and_si512(_mm512_srli_epi16(b.v, 4), _mm512_set1_epi8(15))};
+}
+static inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+
+static inline int32_t four_bytes(const void* from) {
+  int32_t value;
+  __builtin_memcpy(&value, from, 4);
+  return value;
+}
+
+static constexpr int32_t kInt8Offset = 128;
+
+static inline I16 dot_int8(I16 sum, Bytes w, const int8_t* x) {
+  return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(four_bytes(x)))};
+}
+static inline I16 dot_int4(I16 sum, Bytes w, const int8_t* x) { return dot_int8(sum, w, x); }
+
+struct Pairs {
+  __m512i first, second;  // inputs 0 and 1 of all outputs, inputs 2 and 3
+};
+
+static inline Pairs pairs_bf16(const uint8_t* from) {
+  return {_mm512_loadu_si512(from), _mm512_loadu_si512(from + 64)};
+}
+
+// The two bytes of the bf16 number that equals an e4m3 one, for each of its 128 magnitudes; subnormals and the NaN too.
+struct Table {
+  alignas(64) uint8_t low[128], high[128];
+};
+
+static constexpr Table make_table() {
+  Table table{};
+  for (int magnitude = 0; magnitude < 128; ++magnitude) {
+    int exponent = magnitude >> 3, mantissa = magnitude & 7, bits = 0;
+    if (magnitude == 127) {
+      bits = 0x7FC0;
+    } else if (exponent > 0) {
+      bits = (exponent + 120) << 7 | mantissa << 4;
+    } else if (mantissa > 0) {  // mantissa * 2^-9
+      exponent = 121;
+      while (mantissa < 8) mantissa <<= 1, --exponent;
+      bits = exponent << 7 | (mantissa & 7) << 4;
+    }
+    table.low[magnitude] = static_cast<uint8_t>(bits & 255);
+    table.high[magnitude] = static_cast<uint8_t>(bits >> 8);
+  }
+  return table;
+}
+
+static constexpr Table kTable = make_table();
+
+static inline Pairs pairs_fp8(const uint8_t* from) {
+  const __m512i bytes = _mm512_loadu_si512(from);
+  // The lookups read the lower seven bits of each byte, the sign is put back into the upper half.
+  const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.low), bytes, _mm512_load_si512(kTable.low + 64));
+  __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.high), bytes, _mm512_load_si512(kTable.high + 64));
+  high = _mm512_ternarylogic_epi32(high, bytes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);  // high | bytes & 0x80
+  return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
+}
+
+static inline F16 dot_pairs(F16 sum, Pairs w, const uint16_t* x) {
+  const __m512 first = _mm512_dpbf16_ps(sum.v, (__m512bh)w.first, (__m512bh)_mm512_set1_epi32(four_bytes(x)));
+  return {_mm512_dpbf16_ps(first, (__m512bh)w.second, (__m512bh)_mm512_set1_epi32(four_bytes(x + 2)))};
+}
+
+static constexpr int kTokens = 6;  // 12 sums in all 32 registers; with fp8 another 12, 4 weights and 4 tables
+
+#include "../product.inl"
+
+extern const Target kernels = {"avx512", prepare, product, gated, weighted};
 
 }  // namespace baltoro::avx512

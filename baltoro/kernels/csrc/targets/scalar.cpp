@@ -1,9 +1,134 @@
 // Plain C++: any CPU. The reference that the other targets are read against.
-#include <limits>
-
 #include "../kernels.h"
 
 namespace baltoro::scalar {
+
+struct F16 {
+  float v[kPanel];
+
+  static F16 set(float value) {
+    F16 all;
+    for (float& each : all.v) each = value;
+    return all;
+  }
+  static F16 load(const float* from) {
+    F16 all;
+    __builtin_memcpy(all.v, from, sizeof all.v);
+    return all;
+  }
+  static F16 load_bf16(const uint16_t* from) {
+    F16 all;
+    for (int o = 0; o < kPanel; ++o) all.v[o] = widened(from[o]);
+    return all;
+  }
+  static void store(float* to, const F16& values) { __builtin_memcpy(to, values.v, sizeof values.v); }
+
+  static float widened(uint16_t bf16) {
+    const uint32_t bits = static_cast<uint32_t>(bf16) << 16;
+    float value;
+    __builtin_memcpy(&value, &bits, 4);
+    return value;
+  }
+};
+
+template <class Function>
+static inline F16 each(const F16& a, const F16& b, Function f) {
+  F16 all;
+  for (int o = 0; o < kPanel; ++o) all.v[o] = f(a.v[o], b.v[o]);
+  return all;
+}
+
+static inline F16 operator+(const F16& a, const F16& b) {
+  return each(a, b, [](float x, float y) { return x + y; });
+}
+static inline F16 operator-(const F16& a, const F16& b) {
+  return each(a, b, [](float x, float y) { return x - y; });
+}
+static inline F16 operator*(const F16& a, const F16& b) {
+  return each(a, b, [](float x, float y) { return x * y; });
+}
+static inline F16 operator/(const F16& a, const F16& b) {
+  return each(a, b, [](float x, float y) { return x / y; });
+}
+static inline F16 min(const F16& a, const F16& b) {  // b where one is a NaN, as on x86
+  return each(a, b, [](float x, float y) { return x < y ? x : y; });
+}
+static inline F16 max(const F16& a, const F16& b) {
+  return each(a, b, [](float x, float y) { return x > y ? x : y; });
+}
+
+struct I16 {
+  int32_t v[kPanel];
+
+  static I16 set(int32_t value) {
+    I16 all;
+    for (int32_t& each : all.v) each = value;
+    return all;
+  }
+};
+
+static inline F16 to_float(const I16& x) {
+  F16 all;
+  for (int o = 0; o < kPanel; ++o) all.v[o] = static_cast<float>(x.v[o]);
+  return all;
+}
+static inline I16 nearest(const F16& x) {  // of less than 2^22: adding 1.5 * 2^23 rounds, halves to even
+  I16 all;
+  for (int o = 0; o < kPanel; ++o) all.v[o] = static_cast<int32_t>((x.v[o] + 12582912.0f) - 12582912.0f);
+  return all;
+}
+static inline F16 power_of_two(const I16& n) {
+  F16 all;
+  for (int o = 0; o < kPanel; ++o) {
+    const uint32_t bits = static_cast<uint32_t>(n.v[o] + 127) << 23;
+    __builtin_memcpy(&all.v[o], &bits, 4);
+  }
+  return all;
+}
+
+struct Bytes {
+  uint8_t v[64];
+
+  static Bytes load(const uint8_t* from) {
+    Bytes all;
+    __builtin_memcpy(all.v, from, 64);
+    return all;
+  }
+};
+
+static inline Bytes low_halves(Bytes w) {
+  for (uint8_t& byte : w.v) byte &= 15;
+  return w;
+}
+static inline Bytes high_halves(Bytes w) {
+  for (uint8_t& byte : w.v) byte >>= 4;
+  return w;
+}
+static inline void prefetch(const uint8_t* from) { __builtin_prefetch(from); }
+
+static constexpr int32_t kInt8Offset = 128;
+
+static inline I16 dot_int8(I16 sum, const Bytes& w, const int8_t* x) {
+  for (int o = 0; o < kPanel; ++o)
+    for (int i = 0; i < 4; ++i) sum.v[o] += w.v[4 * o + i] * x[i];
+  return sum;
+}
+static inline I16 dot_int4(I16 sum, const Bytes& w, const int8_t* x) { return dot_int8(sum, w, x); }
+
+struct Pairs {
+  float v[4][kPanel];
+};
+
+static inline Pairs pairs_bf16(const uint8_t* from) {
+  Pairs all;
+  for (int i = 0; i < 4; ++i)
+    for (int o = 0; o < kPanel; ++o) {
+      uint16_t bf16;
+      __builtin_memcpy(&bf16, from + i / 2 * 64 + o * 4 + i % 2 * 2, 2);
+      all.v[i][o] = F16::widened(bf16);
+    }
+  return all;
+}
 
 // e4m3fn has 4 exponent bits of bias 7 and 3 mantissa bits, no infinity, and one NaN per sign (S.1111.111).
 struct Decoded {
@@ -17,7 +142,7 @@ static constexpr Decoded decode_all() {
     float value = exponent == 0 ? static_cast<float>(mantissa) : static_cast<float>(8 + mantissa);
     for (int e = exponent == 0 ? 1 : exponent; e < 10; ++e) value *= 0.5f;  // value is in units of 2^(e - 10)
     for (int e = exponent; e > 10; --e) value *= 2.0f;
-    if (exponent == 15 && mantissa == 7) value = std::numeric_limits<float>::quiet_NaN();
+    if (exponent == 15 && mantissa == 7) value = __builtin_nanf("");
     table.value[byte] = byte & 0x80 ? -value : value;
   }
   return table;
@@ -25,22 +150,25 @@ static constexpr Decoded decode_all() {
 
 static constexpr Decoded kDecoded = decode_all();
 
-struct Vec {
-  static constexpr int lanes = 1;
-  float v;
+static inline Pairs pairs_fp8(const uint8_t* from) {
+  Pairs all;
+  for (int i = 0; i < 4; ++i)
+    for (int o = 0; o < kPanel; ++o) all.v[i][o] = kDecoded.value[from[o / 4 * 16 + i / 2 * 8 + o % 4 * 2 + i % 2]];
+  return all;
+}
 
-  static Vec zero() { return {0.0f}; }
-  static Vec load(const float* from) { return {*from}; }
-  static Vec decode(const uint8_t* from) { return {kDecoded.value[*from]}; }
-  static Vec scaled(Vec w, float scale) { return {w.v * scale}; }
-  static Vec fma(Vec a, Vec b, Vec sum) { return {a.v * b.v + sum.v}; }
-  static float total(Vec sum) { return sum.v; }
-};
+static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
+  for (int i = 0; i < 4; ++i) {
+    const float input = F16::widened(x[i]);
+    for (int o = 0; o < kPanel; ++o) sum.v[o] += w.v[i][o] * input;
+  }
+  return sum;
+}
 
 static constexpr int kTokens = 4;
 
-#include "../matmul.inl"
+#include "../product.inl"
 
-extern const Target kernels = {"scalar", matmul_fp8};
+extern const Target kernels = {"scalar", prepare, product, gated, weighted};
 
 }  // namespace baltoro::scalar

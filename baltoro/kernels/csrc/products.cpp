@@ -1,0 +1,111 @@
+// Whole products and whole mixtures of experts: who computes what, in which order. The arithmetic is a Target's.
+#include <algorithm>
+#include <vector>
+
+#include "kernels.h"
+#include "threads.h"
+
+namespace baltoro {
+
+namespace {
+
+// Panels a thread takes at once: some hundred kilobytes of K2's experts. Even, so that panels go in pairs.
+constexpr int64_t kStripe = 8;
+
+int64_t stripes(int64_t panels) { return (panels + kStripe - 1) / kStripe; }
+
+// What Inputs points into, with room for `rows`; kept by the thread from call to call.
+struct Room {
+  std::vector<uint8_t> values;
+  std::vector<float> scales;
+  std::vector<int32_t> sums;
+
+  Inputs inputs_of(const Matrix& w, int64_t rows) {
+    const int64_t row_bytes = is_integer(w) ? w.inputs : (w.inputs + 3) / 4 * 8;
+    const int64_t row_groups = is_integer(w) ? groups(w) : 0;
+    values.resize(std::max<size_t>(values.size(), rows * row_bytes));
+    scales.resize(std::max<size_t>(scales.size(), rows * row_groups));
+    sums.resize(std::max<size_t>(sums.size(), rows * row_groups));
+    return {values.data(), scales.data(), sums.data(), row_bytes, row_groups};
+  }
+};
+
+Matrix of_expert(Matrix stack, int64_t expert) {
+  stack.data += expert * panels(stack) * panel_bytes(stack);
+  if (stack.scales) stack.scales += expert * panels(stack) * panel_scale_bytes(stack);
+  return stack;
+}
+
+void prepare_rows(const Target& target, const Matrix& w, const float* x, const Inputs& to, int64_t rows, int threads) {
+  auto work = [&](int64_t row) { target.prepare(w, x + row * w.inputs, to, row); };
+  parallel_for(rows * w.inputs < 65536 ? 1 : threads, rows, work);
+}
+
+}  // namespace
+
+void matmul(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int threads) {
+  thread_local Room room;
+  thread_local std::vector<Token> tokens;
+  const Inputs inputs = room.inputs_of(w, T);
+  prepare_rows(target, w, x, inputs, T, threads);
+  tokens.clear();
+  for (int64_t t = 0; t < T; ++t) tokens.push_back({static_cast<int32_t>(t), static_cast<int32_t>(t), 1.0f});
+  const Token* all = tokens.data();
+  auto work = [&, all](int64_t stripe) {
+    target.product(w, inputs, all, T, stripe * kStripe, std::min((stripe + 1) * kStripe, panels(w)), y, w.outputs);
+  };
+  parallel_for(threads, stripes(panels(w)), work);
+}
+
+void experts(const Target& target, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x,
+             const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads) {
+  thread_local Room room, hidden_room;
+  thread_local std::vector<float> hidden;  // (T K, F), pairs of token and choice sorted by expert
+  thread_local std::vector<Token> to_hidden, to_output;
+  thread_local std::vector<int64_t> begins, busy;  // (E + 1,); the experts that have tokens
+
+  const int64_t pairs = T * K, width = gate.outputs, D = down.outputs;
+  begins.assign(E + 1, 0);
+  for (int64_t i = 0; i < pairs; ++i) ++begins[experts[i] + 1];
+  busy.clear();
+  for (int64_t e = 0; e < E; ++e) {
+    if (begins[e + 1] > 0) busy.push_back(e);
+    begins[e + 1] += begins[e];
+  }
+  to_hidden.resize(pairs), to_output.resize(pairs);
+  for (int64_t i = 0; i < pairs; ++i) {
+    const int32_t slot = static_cast<int32_t>(begins[experts[i]]++), token = static_cast<int32_t>(i / K);
+    to_hidden[slot] = {token, slot, 1.0f};
+    to_output[slot] = {slot, token, weights[i]};
+  }
+  for (int64_t e = E; e > 0; --e) begins[e] = begins[e - 1];  // each had moved to its end
+  begins[0] = 0;
+
+  hidden.resize(std::max<size_t>(hidden.size(), pairs * width));
+  const Inputs inputs = room.inputs_of(gate, T), hidden_inputs = hidden_room.inputs_of(down, pairs);
+  const Token *first = to_hidden.data(), *second = to_output.data();
+  const int64_t *begin = begins.data(), *who = busy.data(), num_busy = static_cast<int64_t>(busy.size());
+  float* h = hidden.data();
+
+  prepare_rows(target, gate, x, inputs, T, threads);
+  const int64_t gate_stripes = stripes(panels(gate));
+  auto enter = [&, first, begin, who, h](int64_t index) {
+    const int64_t e = who[index / gate_stripes], p = index % gate_stripes * kStripe;
+    target.gated(of_expert(gate, e), of_expert(up, e), inputs, first + begin[e], begin[e + 1] - begin[e], p,
+                 std::min(p + kStripe, panels(gate)), h, width);
+  };
+  parallel_for(threads, num_busy * gate_stripes, enter);
+
+  prepare_rows(target, down, h, hidden_inputs, pairs, threads);
+  auto leave = [&, second, begin, who](int64_t stripe) {
+    const int64_t p = stripe * kStripe, end = std::min(p + kStripe, panels(down));
+    for (int64_t t = 0; t < T; ++t) std::fill(y + t * D + p * kPanel, y + t * D + std::min(end * kPanel, D), 0.0f);
+    for (int64_t b = 0; b < num_busy; ++b) {
+      const int64_t e = who[b];
+      target.weighted(of_expert(down, e), hidden_inputs, second + begin[e], begin[e + 1] - begin[e], p, end, y, D);
+    }
+  };
+  parallel_for(threads, stripes(panels(down)), leave);
+}
+
+}  // namespace baltoro

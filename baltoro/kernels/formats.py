@@ -1,0 +1,187 @@
+"""Weights as the kernels read them: four formats, packed into panels of 16 outputs, and back.
+
+    bf16   2 bytes a weight
+    fp8    e4m3, one float32 scale for each block of 128 x 128, as Kimi K2 is shipped
+    int8   -127 .. 127, one bf16 scale for each output and `group` inputs
+    int4   -8 .. 7, the same
+
+csrc/kernels.h describes the order of the bytes. A matrix is (O, I) or a stack (E, O, I).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from baltoro.counts import BLOCK
+from baltoro.errors import BaltoroError
+
+Format = Literal["bf16", "fp8", "int8", "int4"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+PANEL = 16  # outputs whose weights lie together
+
+_INPUTS = {"bf16": 4, "fp8": 4, "int8": 4, "int4": 8}  # a step of the kernels
+_LARGEST_GROUP = {"int8": 128, "int4": 32}
+# Scales that are tried for a group of int4 weights, relative to the two that just reach its largest weight
+_SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A matrix, or a stack of them, in one format."""
+
+    format: Format
+    outputs: int
+    inputs: int
+    group: int  # inputs that share a scale; 0 for bf16
+    data: Tensor  # (..., ceil(O / 16), bytes of a panel) uint8
+    scales: Tensor  # int: (..., panels, I / group, 16) bf16; fp8: (..., panels, ceil(I / 128)) float32; bf16: (0,)
+
+    @property
+    def experts(self) -> int | None:
+        """The height of the stack; None: a single matrix."""
+        return self.data.shape[0] if self.data.dim() == 3 else None
+
+    @property
+    def nbytes(self) -> int:
+        return self.data.nbytes + self.scales.nbytes
+
+
+def group_for(format: Format, inputs: int) -> int:
+    """How many inputs share a scale: the largest power of two that divides them, up to the format's best."""
+    if format == "bf16":
+        return 0
+    if format == "fp8":
+        return BLOCK
+    group = _LARGEST_GROUP[format]
+    while inputs % group:
+        group //= 2
+    if group < 8:
+        raise BaltoroError(
+            f"{format} takes groups of at least 8 inputs, a matrix here has {inputs}", hint="use bf16 for this model"
+        )
+    return group
+
+
+def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
+    """A matrix of any float type -> `format`, rounded to the nearest. fp8 is made by `pack_fp8`.
+
+    group: 8 or more, dividing I; None: `group_for`.
+    """
+    if format == "fp8":
+        raise ValueError("fp8 is packed with its scales: pack_fp8(q, scale_inv)")
+    O, I = w.shape[-2:]
+    group = group_for(format, I) if group is None else group
+    if format == "bf16":
+        return Packed(format, O, I, 0, _panels(w.bfloat16(), format), torch.empty(0))
+    if group < 8 or group % 8 or I % group:
+        raise ValueError(f"group is {group}, expected a multiple of 8 that divides the {I} inputs")
+    if not bool(w.isfinite().all()):
+        raise BaltoroError(
+            f"a weight of shape {tuple(w.shape)} holds inf or nan and cannot be quantized to {format}",
+            hint="the training run that wrote it has diverged; take an earlier checkpoint",
+        )
+    quantize = _to_int8 if format == "int8" else _to_int4
+    q, scales = quantize(w.float().unflatten(-1, (-1, group)))  # (..., O, G, group), (..., O, G)
+    offset = 128 if format == "int8" else 8
+    data = _panels((q.flatten(-2) + offset).to(torch.uint8), format)
+    return Packed(format, O, I, group, data, _pad_outputs(scales).unflatten(-2, (-1, PANEL)).mT.contiguous())
+
+
+def pack_fp8(q: Tensor, scale_inv: Tensor) -> Packed:
+    """Block-fp8 as weights/fp8.py has it, its bytes in another order."""
+    O, I = q.shape[-2:]
+    scales = scale_inv.float().repeat_interleave(BLOCK // PANEL, -2)[..., : -(-O // PANEL), :].contiguous()
+    return Packed("fp8", O, I, BLOCK, _panels(q.view(torch.uint8), "fp8"), scales)
+
+
+def stack(matrices: Sequence[Packed]) -> Packed:
+    """Matrices of one shape and format, on top of each other."""
+    first = matrices[0]
+    scales = torch.stack([each.scales for each in matrices]) if first.scales.numel() else first.scales
+    return replace(first, data=torch.stack([each.data for each in matrices]), scales=scales)
+
+
+def unpack(packed: Packed) -> Tensor:
+    """(..., O, I) float32: exactly the numbers that the kernels multiply with."""
+    O, I = packed.outputs, packed.inputs
+    w = _rows(packed)  # (..., O, I) bf16, e4m3fn or uint8
+    if packed.format == "bf16":
+        return w.float()
+    if packed.format == "fp8":
+        scales = packed.scales.repeat_interleave(PANEL, -2)[..., :O, :].repeat_interleave(BLOCK, -1)[..., :I]
+        return w.float() * scales
+    offset = 128 if packed.format == "int8" else 8
+    scales = packed.scales.mT.flatten(-3, -2)[..., :O, :].float()  # (..., O, G)
+    return ((w.float() - offset).unflatten(-1, (-1, packed.group)) * scales.unsqueeze(-1)).flatten(-2)
+
+
+def _to_int8(w: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., G, group) -> q of the same shape, scales (..., G) bf16."""
+    scales = _scale(w.abs().amax(-1) / 127)
+    return (w / scales.float().unsqueeze(-1)).round().clamp_(-127, 127), scales
+
+
+def _to_int4(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Of several scales, each group takes the one with the smallest squared error. Negative ones make -8 reach up."""
+    largest = w.abs().amax(-1)
+    signed = w.gather(-1, w.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    best, best_q, best_scale = torch.full_like(largest, torch.inf), torch.zeros_like(w), _scale(largest)
+    for reach in (signed / -8, largest / 7):
+        for shrink in _SHRINK:
+            scale = _scale(reach * shrink)
+            wide = scale.float().unsqueeze(-1)
+            q = (w / wide).round().clamp_(-8, 7)
+            error = (q * wide - w).square().sum(-1)
+            better = error < best
+            best = torch.where(better, error, best)
+            best_scale = torch.where(better, scale, best_scale)
+            best_q = torch.where(better.unsqueeze(-1), q, best_q)
+    return best_q, best_scale
+
+
+def _scale(scale: Tensor) -> Tensor:
+    """In bf16, and never 0: a group of zeros has scale 1."""
+    rounded = scale.bfloat16()
+    return rounded.masked_fill(rounded.float().abs() < torch.finfo(torch.float32).tiny, 1.0)
+
+
+def _pad_outputs(x: Tensor) -> Tensor:
+    """(..., O, n) -> (..., a multiple of 16, n), zeros below."""
+    return torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % PANEL))
+
+
+def _panels(w: Tensor, format: Format) -> Tensor:
+    """(..., O, I) numbers of the format -> (..., panels, bytes of a panel)."""
+    step = _INPUTS[format]
+    w = torch.nn.functional.pad(w, (0, -w.shape[-1] % step, 0, -w.shape[-2] % PANEL))
+    w = w.unflatten(-2, (-1, PANEL)).unflatten(-1, (-1, step)).transpose(-3, -2)  # (..., panels, steps, 16, inputs)
+    if format == "bf16":  # two chunks a step: inputs 0 and 1, then 2 and 3
+        w = w.unflatten(-1, (2, 2)).transpose(-3, -2)
+    elif format == "fp8":  # lanes of 4 outputs: their inputs 0 and 1, then 2 and 3
+        w = w.unflatten(-2, (4, 4)).unflatten(-1, (2, 2)).transpose(-3, -2)
+    elif format == "int4":
+        w = w[..., :4] | w[..., 4:] << 4
+    panels = w.shape[: w.dim() - (3 if format in ("int8", "int4") else 4 if format == "bf16" else 5)]
+    return w.contiguous().view(torch.uint8).reshape(*panels, -1)
+
+
+def _rows(packed: Packed) -> Tensor:
+    """The inverse of `_panels`, without the padding."""
+    data, step = packed.data, _INPUTS[packed.format]
+    lead = data.shape[:-1]  # (..., panels)
+    if packed.format == "bf16":
+        w = data.view(torch.bfloat16).view(*lead, -1, 2, PANEL, 2).transpose(-3, -2).flatten(-2)
+    elif packed.format == "fp8":
+        w = data.view(torch.float8_e4m3fn).view(*lead, -1, 4, 2, 4, 2).transpose(-3, -2).flatten(-2).flatten(-3, -2)
+    elif packed.format == "int4":
+        both = data.view(*lead, -1, PANEL, 4)
+        w = torch.cat((both & 15, both >> 4), dim=-1)
+    else:
+        w = data.view(*lead, -1, PANEL, step)
+    w = w.transpose(-3, -2).flatten(-2)  # (..., panels, 16, inputs)
+    return w.flatten(-3, -2)[..., : packed.outputs, : packed.inputs]
