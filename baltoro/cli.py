@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -307,3 +307,37 @@ def sft(recipe: Annotated[Path, typer.Argument(help="A TOML recipe, as in recipe
     from baltoro.train import sft as training
 
     training.main(recipe)
+
+
+bench = typer.Typer(help="Measure this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("kernels")
+def bench_kernels(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Whose shapes; a config is enough.")
+    ] = "kimi-k2-instruct",
+    format: Annotated[list[WeightFormat] | None, typer.Option(help="Repeatable. [default: all four]")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(min=2, help="Prompt lengths; repeatable. [default: 512]")] = None,
+    experts: Annotated[int, typer.Option(min=8, help="How many experts the layer has here: 48 are 1 to 4 GB.")] = 48,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of repetitions a row; the best one counts.")] = 2.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row, for scripts.")] = False,
+) -> None:
+    """Run the experts of one layer of MODEL with random weights, beside this machine's roofs.
+
+    decode: one token, in GB/s of weights; prefill: a prompt's share, in GFLOP/s.
+    """
+    import torch
+
+    from baltoro.config import ModelConfig
+    from baltoro.kernels import measure
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    formats = tuple(each.value for each in format or WeightFormat)
+    for row in measure.rows(
+        ModelConfig.open(model), formats, experts=experts, prefill=tuple(tokens or (512,)), seconds=seconds
+    ):
+        typer.echo(json.dumps(asdict(row)) if as_json else measure.line(row))

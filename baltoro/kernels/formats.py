@@ -10,8 +10,8 @@ csrc/kernels.h describes the order of the bytes. A matrix is (O, I) or a stack (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from baltoro.counts import BLOCK
 from baltoro.errors import BaltoroError
+from baltoro.kernels.slab import Slab
 
 Format = Literal["bf16", "fp8", "int8", "int4"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 PANEL = 16  # outputs whose weights lie together
 
 _INPUTS = {"bf16": 4, "fp8": 4, "int8": 4, "int4": 8}  # a step of the kernels
+_SCALES = {"bf16": torch.float32, "fp8": torch.float32, "int8": torch.bfloat16, "int4": torch.bfloat16}
 _LARGEST_GROUP = {"int8": 128, "int4": 32}
 # Scales that are tried for a group of int4 weights, relative to the two that just reach its largest weight
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
@@ -46,6 +48,13 @@ class Packed:
         """The height of the stack; None: a single matrix."""
         return self.data.shape[0] if self.data.dim() == 3 else None
 
+    def put(self, matrix: Packed, expert: int | None = None) -> None:
+        """Copy a matrix of the same shape and format here, or into its place in the stack."""
+        assert (self.format, self.outputs, self.inputs) == (matrix.format, matrix.outputs, matrix.inputs)
+        for whole, part in ((self.data, matrix.data), (self.scales, matrix.scales)):
+            if part.numel():
+                (whole if expert is None else whole[expert]).copy_(part)
+
     @property
     def nbytes(self) -> int:
         return self.data.nbytes + self.scales.nbytes
@@ -65,6 +74,32 @@ def group_for(format: Format, inputs: int) -> int:
             f"{format} takes groups of at least 8 inputs, a matrix here has {inputs}", hint="use bf16 for this model"
         )
     return group
+
+
+def shapes(format: Format, outputs: int, inputs: int) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Of `data` and `scales` of one matrix."""
+    panels, steps = -(-outputs // PANEL), -(-inputs // _INPUTS[format])
+    data = (panels, steps * (128 if format == "bf16" else 64))
+    if format == "bf16":
+        return data, (0,)
+    groups = -(-inputs // group_for(format, inputs))
+    return data, (panels, groups) if format == "fp8" else (panels, groups, PANEL)
+
+
+def nbytes(format: Format, outputs: int, inputs: int) -> int:
+    """Of one packed matrix."""
+    data, scales = shapes(format, outputs, inputs)
+    return math.prod(data) + math.prod(scales) * _SCALES[format].itemsize
+
+
+def empty(format: Format, outputs: int, inputs: int, *, slab: Slab, experts: int | None = None) -> Packed:
+    """Room for a matrix, or for a stack of them, in a slab; to be filled with `Packed.put`."""
+    data, scales = shapes(format, outputs, inputs)
+    lead = () if experts is None else (experts,)
+    return Packed(
+        format, outputs, inputs, group_for(format, inputs), slab.cut((*lead, *data), torch.uint8),
+        slab.cut((*lead, *scales), _SCALES[format]) if format != "bf16" else torch.empty(0),
+    )  # fmt: skip
 
 
 def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
@@ -97,13 +132,6 @@ def pack_fp8(q: Tensor, scale_inv: Tensor) -> Packed:
     O, I = q.shape[-2:]
     scales = scale_inv.float().repeat_interleave(BLOCK // PANEL, -2)[..., : -(-O // PANEL), :].contiguous()
     return Packed("fp8", O, I, BLOCK, _panels(q.view(torch.uint8), "fp8"), scales)
-
-
-def stack(matrices: Sequence[Packed]) -> Packed:
-    """Matrices of one shape and format, on top of each other."""
-    first = matrices[0]
-    scales = torch.stack([each.scales for each in matrices]) if first.scales.numel() else first.scales
-    return replace(first, data=torch.stack([each.data for each in matrices]), scales=scales)
 
 
 def unpack(packed: Packed) -> Tensor:

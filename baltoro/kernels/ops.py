@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,13 @@ def chosen_target() -> str:
             hint="the others were not built, or this CPU lacks their instructions; unset BALTORO_CPU for the fastest",
         )
     return wanted
+
+
+def native() -> Any:
+    """The compiled module, for measuring; a BaltoroError where nothing was built."""
+    if _native is None:
+        raise BaltoroError("the native kernels were not built", hint="install a C++ compiler, then baltoro again")
+    return _native
 
 
 def matmul(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:

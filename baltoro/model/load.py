@@ -6,6 +6,7 @@ layer in `mlp.experts.gate_proj.weight`, (E, O, I).
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from baltoro.config import ModelConfig, resolve
 from baltoro.counts import is_quantized
 from baltoro.kernels import formats
 from baltoro.kernels.formats import Format, Packed
+from baltoro.kernels.slab import ALIGNMENT, Slab, aligned
 from baltoro.model.linear import Linear
 from baltoro.model.moe import StackedLinear
 from baltoro.model.transformer import Transformer
@@ -81,11 +83,12 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     check(config, checkpoint)
     transformer = build(config)
     transformer.dtype = dtype
+    slab = Slab(_packed_bytes(transformer, format)) if format else None
     for name in [name for name, _ in transformer.named_parameters()]:
         module = transformer.get_submodule(name.rpartition(".")[0])
         # Absorbed decode multiplies with kv_b's halves apart, so it is never packed
-        if format is not None and isinstance(module, (Linear, StackedLinear)) and _is_packed(name):
-            module.pack(_pack(name, config, checkpoint, format))
+        if format and slab and isinstance(module, (Linear, StackedLinear)) and _is_packed(name):
+            module.pack(_pack(name, module, checkpoint, format, slab))
         else:
             kept = torch.float32 if name.endswith("e_score_correction_bias") else dtype
             tensor = _gather(name, config, lambda part, kept=kept: checkpoint.read_weight(part, kept))
@@ -97,21 +100,35 @@ def _is_packed(name: str) -> bool:
     return is_quantized(name) and "kv_b_proj" not in name
 
 
-def _pack(name: str, config: ModelConfig, checkpoint: Checkpoint, format: Format) -> Packed:
-    """A matrix, or a layer's experts one by one behind each other."""
+def _packed_bytes(transformer: Transformer, format: Format) -> int:
+    """What all packed matrices need of a slab. Raises BaltoroError where `format` cannot hold one of them."""
+    total = 0
+    for name, parameter in transformer.named_parameters():
+        if _is_packed(name):
+            *experts, outputs, inputs = parameter.shape
+            total += aligned(math.prod(experts) * formats.nbytes(format, outputs, inputs)) + 2 * ALIGNMENT
+    return total
+
+
+def _pack(name: str, module: Linear | StackedLinear, checkpoint: Checkpoint, format: Format, slab: Slab) -> Packed:
+    """A matrix, or a layer's experts one by one: beside the slab only one of them is in memory."""
 
     def one(part: str) -> Packed:
         if format != "fp8":
             return formats.pack(checkpoint.read_weight(part, torch.float32), format)
-        if config.weight_block_size:
+        if part + SCALE in checkpoint:
             return formats.pack_fp8(checkpoint.read(part), checkpoint.read(part + SCALE))
         return formats.pack_fp8(*fp8.quantize(checkpoint.read(part)))
 
+    *experts, outputs, inputs = module.weight.shape
+    packed = formats.empty(format, outputs, inputs, slab=slab, experts=experts[0] if experts else None)
     stacked = STACKED.match(name)
     if stacked is None:
-        return one(name)
-    suffix = name[len(stacked[1]) :]
-    return formats.stack([one(f"{stacked[1]}.{expert}{suffix}") for expert in range(config.n_routed_experts)])
+        packed.put(one(name))
+    else:
+        for expert in range(experts[0]):
+            packed.put(one(f"{stacked[1]}.{expert}{name[len(stacked[1]) :]}"), expert)
+    return packed
 
 
 def _gather(name: str, config: ModelConfig, read: Callable[[str], Tensor]) -> Tensor:

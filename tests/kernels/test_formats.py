@@ -9,6 +9,7 @@ from torch import Tensor
 from baltoro.errors import BaltoroError
 from baltoro.kernels import formats
 from baltoro.kernels.formats import FORMATS, Format, Packed, group_for, pack, pack_fp8, unpack
+from baltoro.kernels.slab import ALIGNMENT, HUGE_PAGE, Slab, aligned
 from baltoro.weights import fp8
 
 SIZES = [(1, 8), (16, 128), (5, 136), (200, 320), (257, 1024)]
@@ -85,6 +86,27 @@ def test_bytes_a_weight_are_as_documented() -> None:
     w = weights(256, 1024)
     bits = {format: packed(w, format).nbytes * 8 / w.numel() for format in FORMATS}
     assert bits == {"bf16": 16, "fp8": 8 + 32 / (16 * 128), "int8": 8 + 16 / 128, "int4": 4 + 16 / 32}
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 128), (37, 200)])
+def test_a_stack_in_a_slab_is_its_matrices_in_huge_pages(format: Format, outputs: int, inputs: int) -> None:
+    each = [packed(weights(outputs, inputs, seed=seed), format) for seed in range(3)]
+    assert each[0].nbytes == formats.nbytes(format, outputs, inputs)
+    slab = Slab(2 * aligned(3 * formats.nbytes(format, outputs, inputs)) + 128)
+    alone, stack = (formats.empty(format, outputs, inputs, slab=slab, experts=n) for n in (None, 3))
+    alone.put(each[0])
+    for expert, matrix in enumerate(each):
+        stack.put(matrix, expert)
+    assert torch.equal(unpack(alone), unpack(each[0]))
+    assert torch.equal(unpack(stack), torch.stack([unpack(matrix) for matrix in each]))
+    assert alone.data.data_ptr() % HUGE_PAGE == 0
+    assert stack.data.data_ptr() % ALIGNMENT == 0
+
+
+def test_memory_that_cannot_be_had_is_an_error_that_says_how_much() -> None:
+    with pytest.raises(BaltoroError, match=r"1000000000000000\.0 GB of memory for weights cannot be had"):
+        Slab(10**24)
 
 
 def test_groups_are_the_largest_that_divide() -> None:

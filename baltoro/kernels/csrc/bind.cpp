@@ -28,6 +28,24 @@ NB_MODULE(_native, m) {
   m.def("targets", &baltoro::targets, "Names of the targets that this CPU can run, slowest first.");
 
   m.def(
+      "read_roof",
+      [](const std::string& target, uintptr_t from, int64_t bytes, int threads) {
+        const baltoro::Target& kernels = baltoro::target(target);
+        nb::gil_scoped_release released;
+        return baltoro::read_roof(kernels, at<const uint8_t>(from), bytes, threads);
+      },
+      nb::arg("target"), nb::arg("from"), nb::arg("bytes"), nb::arg("threads"));
+
+  m.def(
+      "multiply_roof",
+      [](const std::string& target, bool bytes, int threads) {
+        const baltoro::Target& kernels = baltoro::target(target);
+        nb::gil_scoped_release released;
+        return baltoro::multiply_roof(kernels, bytes, threads);
+      },
+      nb::arg("target"), nb::arg("bytes"), nb::arg("threads"));
+
+  m.def(
       "matmul",
       [](const std::string& target, const Packed& w, uintptr_t x, uintptr_t y, int64_t T, int threads) {
         const baltoro::Target& kernels = baltoro::target(target);

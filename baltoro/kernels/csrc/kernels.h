@@ -75,6 +75,11 @@ struct Target {
   // y[out] += weight * (w x[row])
   void (*weighted)(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
                    float* y, int64_t stride);
+
+  // For measuring what is possible, see roof.inl.
+  uint32_t (*read_all)(const uint8_t* from, int64_t bytes);
+  uint32_t (*multiply_bytes)(int64_t rounds, const uint8_t* weights, const int8_t* x);
+  uint32_t (*multiply_floats)(int64_t rounds, const uint8_t* weights, const uint16_t* x);
 };
 
 // Names of the targets that this CPU can run, slowest first; never empty.
@@ -91,5 +96,11 @@ void matmul(const Target& target, const Matrix& w, const float* x, float* y, int
 // read once for all its tokens. Terms of a token are added in the order of their experts' numbers.
 void experts(const Target& target, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x,
              const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads);
+
+// Bytes a second when `threads` threads read `bytes` bytes (a multiple of 512 times threads) once.
+double read_roof(const Target& target, const uint8_t* from, int64_t bytes, int threads);
+
+// Multiplications and additions a second (a product counts as two) of bytes, or of bf16 numbers, from registers.
+double multiply_roof(const Target& target, bool bytes, int threads);
 
 }  // namespace baltoro

@@ -61,6 +61,12 @@ static inline Bytes high_halves(Bytes w) {
   const __m256i mask = _mm256_set1_epi8(15);
   return {_mm256_and_si256(_mm256_srli_epi16(w.a, 4), mask), _mm256_and_si256(_mm256_srli_epi16(w.b, 4), mask)};
 }
+static inline Bytes either(Bytes v, Bytes w) { return {_mm256_or_si256(v.a, w.a), _mm256_or_si256(v.b, w.b)}; }
+static inline uint32_t folded(Bytes w) {
+  alignas(32) uint32_t words[8];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(words), _mm256_or_si256(w.a, w.b));
+  return words[0] | words[1] | words[2] | words[3] | words[4] | words[5] | words[6] | words[7];
+}
 static inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 
 static inline __m256i four_bytes(const void* from) {
@@ -136,7 +142,9 @@ static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
 static constexpr int kTokens = 2;  // 8 of 16 registers for sums
 
 #include "../product.inl"
+#include "../roof.inl"
 
-extern const Target kernels = {"avx2", prepare, product, gated, weighted};
+extern const Target kernels = {"avx2", prepare, product, gated, weighted,
+                               read_all,  multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::avx2

@@ -46,6 +46,8 @@ static inline Bytes low_halves(Bytes b) { return {_mm512_and_si512(b.v, _mm512_s
 static inline Bytes high_halves(Bytes b) {
   return {_mm512_and_si512(_mm512_srli_epi16(b.v, 4), _mm512_set1_epi8(15))};
 }
+static inline Bytes either(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
+static inline uint32_t folded(Bytes b) { return static_cast<uint32_t>(_mm512_reduce_or_epi32(b.v)); }
 static inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 
 static inline int32_t four_bytes(const void* from) {
@@ -112,7 +114,9 @@ static inline F16 dot_pairs(F16 sum, Pairs w, const uint16_t* x) {
 static constexpr int kTokens = 6;  // 12 sums in all 32 registers; with fp8 another 12, 4 weights and 4 tables
 
 #include "../product.inl"
+#include "../roof.inl"
 
-extern const Target kernels = {"avx512", prepare, product, gated, weighted};
+extern const Target kernels = {"avx512", prepare, product, gated, weighted,
+                               read_all,  multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::avx512

@@ -104,6 +104,15 @@ static inline Bytes high_halves(Bytes w) {
   for (uint8_t& byte : w.v) byte >>= 4;
   return w;
 }
+static inline Bytes either(Bytes a, const Bytes& b) {
+  for (int i = 0; i < 64; ++i) a.v[i] |= b.v[i];
+  return a;
+}
+static inline uint32_t folded(const Bytes& b) {
+  uint32_t all = 0;
+  for (uint8_t byte : b.v) all |= byte;
+  return all;
+}
 static inline void prefetch(const uint8_t* from) { __builtin_prefetch(from); }
 
 static constexpr int32_t kInt8Offset = 128;
@@ -168,7 +177,9 @@ static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
 static constexpr int kTokens = 4;
 
 #include "../product.inl"
+#include "../roof.inl"
 
-extern const Target kernels = {"scalar", prepare, product, gated, weighted};
+extern const Target kernels = {"scalar", prepare, product, gated, weighted,
+                               read_all,  multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::scalar

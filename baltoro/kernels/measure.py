@@ -1,0 +1,175 @@
+"""How fast this machine reads memory and multiplies, and how near the kernels come to that, at Kimi K2's own shapes.
+
+Nothing is loaded: weights are random bytes, far more of them than any cache holds. Roofs are measured beside each row,
+since on a shared machine only figures of the same minute compare.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from baltoro.config import ModelConfig
+from baltoro.errors import BaltoroError
+from baltoro.kernels import formats, ops
+from baltoro.kernels.formats import Format, Packed
+from baltoro.kernels.slab import Slab, aligned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One kernel at one size. Bytes are those of the weights that were touched, each counted once."""
+
+    work: str  # decode: one token through a layer's chosen experts; prefill: many tokens
+    format: str
+    tokens: int
+    seconds: float
+    gbps: float
+    roof_gbps: float
+    roof_fraction: float
+    gflops: float
+    peak_gflops: float  # of the instruction that this format multiplies with
+    peak_fraction: float
+    target: str
+    threads: int
+
+
+def line(row: Row) -> str:
+    return (
+        f"{row.work:8}{row.format:5}{row.tokens:6} tokens {row.seconds * 1e3:9.2f} ms   "
+        f"{row.gbps:5.1f} of {row.roof_gbps:5.1f} GB/s ({row.roof_fraction:.2f})   "
+        f"{row.gflops:6.0f} of {row.peak_gflops:6.0f} GFLOP/s ({row.peak_fraction:.2f})"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """The experts of one layer, and where they lie."""
+
+    gate: Packed
+    up: Packed
+    down: Packed
+
+    @property
+    def expert_bytes(self) -> float:
+        assert self.gate.experts is not None
+        return (self.gate.nbytes + self.up.nbytes + self.down.nbytes) / self.gate.experts
+
+
+def random_mixture(config: ModelConfig, format: Format, experts: int) -> Mixture:
+    """Random bytes, in huge pages: every weight that a format has, none of them a NaN."""
+    hidden, width = config.hidden_size, config.moe_intermediate_size
+    shapes = [(width, hidden), (width, hidden), (hidden, width)]
+    slab = Slab(sum(aligned(experts * formats.nbytes(format, *shape)) + 128 for shape in shapes))
+    gate, up, down = (_random_stack(slab, format, experts, *shape, seed=n) for n, shape in enumerate(shapes))
+    return Mixture(gate, up, down)
+
+
+def _random_stack(slab: Slab, format: Format, experts: int, outputs: int, inputs: int, seed: int) -> Packed:
+    packed = formats.empty(format, outputs, inputs, experts=experts, slab=slab)
+    generator = torch.Generator().manual_seed(seed)
+    words = packed.data.flatten().view(torch.int64)
+    noise = torch.randint(-(2**63), 2**63 - 1, (min(len(words), 2**22),), generator=generator)
+    if format == "bf16":  # of either sign, between 2^-8 and 2^-6
+        noise = noise & _words(0x80FF80FF) | _words(0x3C003C00)
+    elif format == "fp8":  # of either sign, below 2, and no NaN
+        noise &= _words(0xB7B7B7B7)
+    for start in range(0, len(words), len(noise)):
+        piece = words[start : start + len(noise)]
+        piece.copy_(noise[: len(piece)])
+    if packed.scales.numel():
+        packed.scales.fill_(2.0**-10)
+    return packed
+
+
+def _words(half: int) -> int:
+    """32 bits twice, as a signed number of 64."""
+    return int.from_bytes(half.to_bytes(4, "little") * 2, "little", signed=True)
+
+
+def read_roof(weights: Tensor, target: str) -> float:
+    """GB/s of plain reading, on the memory of these weights."""
+    native = ops.native()
+    threads = torch.get_num_threads()
+    flat = weights.flatten()
+    nbytes = min(flat.nbytes, 2**30) // (512 * threads) * (512 * threads)
+    return native.read_roof(target, flat.data_ptr(), nbytes, threads) / 1e9
+
+
+def peak(format: Format, target: str) -> float:
+    """GFLOP/s (a product counts as two) of the instruction that this format is multiplied with."""
+    return ops.native().multiply_roof(target, format in ("int8", "int4"), torch.get_num_threads()) / 1e9
+
+
+def rows(
+    config: ModelConfig,
+    wanted: tuple[Format, ...],
+    *,
+    experts: int = 48,
+    prefill: tuple[int, ...] = (512,),
+    seconds: float = 2.0,
+    target: str | None = None,
+) -> Iterator[Row]:
+    """Each format: decode of one token, then prefill; the best of `seconds` of repetitions each.
+
+    experts: how many the layer has here. A prompt's share for them is prefill tokens * K / 384, as in the whole model.
+    """
+    target = target or ops.chosen_target()
+    if target == "torch":
+        raise BaltoroError("there are no native kernels to measure", hint="install a C++ compiler, then baltoro again")
+    for format in wanted:
+        mixture = random_mixture(config, format, experts)
+        peak_gflops = peak(format, target)
+        for tokens in (1, *prefill):
+            share = max(1, round(tokens * experts / config.n_routed_experts)) if tokens > 1 else 1
+            yield _row(config, mixture, format, tokens, share, peak_gflops, seconds, target)
+
+
+def _row(
+    config: ModelConfig, mixture: Mixture, format: Format, tokens: int, share: int, peak_gflops: float,
+    seconds: float, target: str,
+) -> Row:  # fmt: skip
+    """share: tokens that go to the experts which are here, K choices each."""
+    experts, chosen = mixture.gate.experts, config.num_experts_per_tok
+    assert experts is not None
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(share, config.hidden_size, generator=generator)
+    weights = torch.full((share, chosen), 1 / chosen)
+    orders = [torch.rand(share, experts, generator=generator).argsort(-1)[:, :chosen].contiguous() for _ in range(16)]
+    turn = 0
+
+    def layer() -> int:
+        nonlocal turn
+        order = orders[turn % len(orders)]
+        turn += 1
+        ops.experts(x, order, weights, mixture.gate, mixture.up, mixture.down, target=target)
+        return len(order.unique())
+
+    roofs = [read_roof(mixture.gate.data, target)]
+    best, touched = _best(layer, seconds)
+    roofs.append(read_roof(mixture.gate.data, target))
+    flops = 2 * 3 * config.hidden_size * config.moe_intermediate_size * chosen * share
+    gbps, gflops = touched * mixture.expert_bytes / best / 1e9, flops / best / 1e9
+    return Row(
+        work="decode" if tokens == 1 else "prefill", format=format, tokens=tokens, seconds=best, gbps=gbps,
+        roof_gbps=max(roofs), roof_fraction=gbps / max(roofs), gflops=gflops, peak_gflops=peak_gflops,
+        peak_fraction=gflops / peak_gflops, target=target, threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _best(work: Callable[[], int], seconds: float) -> tuple[float, int]:
+    """The shortest time of one repetition, and what it returned."""
+    work()
+    end = time.perf_counter() + seconds
+    best, found = float("inf"), 0
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        result = work()
+        taken = time.perf_counter() - start
+        if taken < best:
+            best, found = taken, result
+    return best, found
