@@ -4,6 +4,8 @@
 Packed = tuple[int, int, int, int, int, int]
 
 def targets() -> list[str]: ...
+def read_roof(target: str, from_: int, bytes: int, threads: int) -> float: ...
+def multiply_roof(target: str, bytes: bool, threads: int) -> float: ...
 def matmul(target: str, w: Packed, x: int, y: int, T: int, threads: int) -> None: ...
 def experts(
     target: str,
@@ -18,4 +20,21 @@ def experts(
     K: int,
     E: int,
     threads: int,
+) -> None: ...
+def mla_decode(
+    target: str,
+    q: int,
+    cache: int,
+    slots: int,
+    edges: int,
+    scale: float,
+    context: int,
+    B: int,
+    H: int,
+    C: int,
+    R: int,
+    threads: int,
+) -> None: ...
+def causal_attention(
+    target: str, q: int, k: int, v: int, scale: float, out: int, T: int, S: int, H: int, K: int, V: int, threads: int
 ) -> None: ...

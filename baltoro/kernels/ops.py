@@ -9,6 +9,7 @@ They have no gradient.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import os
 from typing import Any
@@ -111,6 +112,80 @@ def experts(
     return y
 
 
+COLUMNS = 32  # what the width of a value must be a multiple of
+
+
+def mla_decode(
+    q: Tensor, cache: Tensor, slots: Tensor, edges: Tensor, *, scale: float, latent: int, target: str | None = None
+) -> Tensor:
+    """Absorbed latent attention of one query a sequence to the rows of a cache.
+
+    q:       (B, H, C + R) float32, rounded to bf16; both key halves of each head in the latent's space
+    cache:   (any, C + R) bf16: the latent, then the shared key
+    slots:   (rows,) int64, where the positions of all sequences lie in it, one sequence behind the other
+    edges:   (B + 1,) int64, sequence b has slots[edges[b] : edges[b + 1]], at least one
+    latent:  C, a multiple of 32
+    Returns: (B, H, C) float32: the mixture of latents, weights summing to 1
+    """
+    B, H, width = q.shape
+    _check("q", q, torch.float32, (B, H, width))
+    _check("cache", cache, torch.bfloat16, (cache.shape[0], width))
+    _check("slots", slots, torch.int64, (slots.shape[0],))
+    _check("edges", edges, torch.int64, (B + 1,))
+    if not 0 < latent < width or latent % COLUMNS or width % 4:
+        raise ValueError(f"latent is {latent} of {width}, expected a multiple of {COLUMNS}, and the width one of 4")
+    cuts = edges.tolist()
+    if cuts[0] != 0 or cuts[-1] != len(slots) or any(a >= b for a, b in itertools.pairwise(cuts)):
+        raise ValueError(f"edges are {cuts}, expected to rise from 0 to {len(slots)}")
+    if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(cache):
+        raise ValueError(f"slots hold {int(slots.min())} .. {int(slots.max())}, the cache has {len(cache)} rows")
+    target = _attention_target(target, q, cache)
+    if target == "torch":
+        return _mla_decode_torch(q, cache, slots, cuts, scale, latent)
+    assert _native is not None
+    q, cache, slots, edges = q.contiguous(), cache.contiguous(), slots.contiguous(), edges.contiguous()
+    context = torch.empty(B, H, latent)
+    _native.mla_decode(
+        target, q.data_ptr(), cache.data_ptr(), slots.data_ptr(), edges.data_ptr(), scale, context.data_ptr(),
+        B, H, latent, width - latent, torch.get_num_threads(),
+    )  # fmt: skip
+    return context
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, target: str | None = None) -> Tensor:
+    """softmax(scale q k^T) v for each head; the last T of the S positions ask, each sees those up to its own.
+
+    q:       (T, H, K) float32, rounded to bf16
+    k, v:    (S, H, K) and (S, H, V) bf16, S >= T; K a multiple of 4, V of 32
+    Returns: (T, H, V) float32
+    """
+    (T, H, width), S, V = q.shape, k.shape[0], v.shape[-1]
+    _check("q", q, torch.float32, (T, H, width))
+    _check("k", k, torch.bfloat16, (S, H, width))
+    _check("v", v, torch.bfloat16, (S, H, V))
+    if S < T or width % 4 or V % COLUMNS:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected S >= T, K % 4 and V % 32")
+    target = _attention_target(target, q, k)
+    if target == "torch":
+        return _causal_attention_torch(q, k, v, scale)
+    assert _native is not None
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    out = torch.empty(T, H, V)
+    _native.causal_attention(
+        target, q.data_ptr(), k.data_ptr(), v.data_ptr(), scale, out.data_ptr(), T, S, H, width, V,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _attention_target(target: str | None, q: Tensor, rows: Tensor) -> str:
+    if torch.is_grad_enabled() and q.requires_grad:
+        raise ValueError("kernels have no gradient: call them under torch.no_grad()")
+    if q.device != rows.device:
+        raise ValueError(f"q is on {q.device}, what it attends to is on {rows.device}")
+    return "torch" if q.device.type != "cpu" else target or chosen_target()
+
+
 def _target(target: str | None, x: Tensor, w: Packed) -> str:
     if torch.is_grad_enabled() and x.requires_grad:
         raise ValueError("kernels have no gradient: call them under torch.no_grad()")
@@ -189,3 +264,20 @@ def _experts_torch(x: Tensor, chosen: Tensor, weights: Tensor, gate: Packed, up:
 def _of_expert(w: Packed, expert: int) -> Packed:
     scales = w.scales[expert] if w.scales.numel() else w.scales
     return Packed(w.format, w.outputs, w.inputs, w.group, w.data[expert], scales)
+
+
+def _mla_decode_torch(
+    q: Tensor, cache: Tensor, slots: Tensor, edges: list[int], scale: float, latent: int
+) -> Tensor:
+    out = q.new_empty(*q.shape[:2], latent)
+    for b, (start, end) in enumerate(itertools.pairwise(edges)):
+        seen = cache[slots[start:end]].float()  # (S, C + R)
+        out[b] = (q[b].bfloat16().float() @ seen.T * scale).softmax(-1) @ seen[:, :latent]
+    return out
+
+
+def _causal_attention_torch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    T, S = q.shape[0], k.shape[0]
+    scores = torch.einsum("thk,shk->hts", q.bfloat16().float(), k.float()) * scale
+    unseen = torch.ones(T, S, dtype=torch.bool, device=q.device).triu(1 + S - T)
+    return torch.einsum("hts,shv->thv", scores.masked_fill(unseen, -torch.inf).softmax(-1), v.float())

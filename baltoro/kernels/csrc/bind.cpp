@@ -67,4 +67,28 @@ NB_MODULE(_native, m) {
       },
       nb::arg("target"), nb::arg("gate"), nb::arg("up"), nb::arg("down"), nb::arg("x"), nb::arg("experts"),
       nb::arg("weights"), nb::arg("y"), nb::arg("T"), nb::arg("K"), nb::arg("E"), nb::arg("threads"));
+
+  m.def(
+      "mla_decode",
+      [](const std::string& target, uintptr_t q, uintptr_t cache, uintptr_t slots, uintptr_t edges, float scale,
+         uintptr_t context, int64_t B, int64_t H, int64_t C, int64_t R, int threads) {
+        const baltoro::Target& kernels = baltoro::target(target);
+        nb::gil_scoped_release released;
+        baltoro::mla_decode(kernels, at<const float>(q), at<const uint16_t>(cache), at<const int64_t>(slots),
+                            at<const int64_t>(edges), scale, at<float>(context), B, H, C, R, threads);
+      },
+      nb::arg("target"), nb::arg("q"), nb::arg("cache"), nb::arg("slots"), nb::arg("edges"), nb::arg("scale"),
+      nb::arg("context"), nb::arg("B"), nb::arg("H"), nb::arg("C"), nb::arg("R"), nb::arg("threads"));
+
+  m.def(
+      "causal_attention",
+      [](const std::string& target, uintptr_t q, uintptr_t k, uintptr_t v, float scale, uintptr_t out, int64_t T,
+         int64_t S, int64_t H, int64_t K, int64_t V, int threads) {
+        const baltoro::Target& kernels = baltoro::target(target);
+        nb::gil_scoped_release released;
+        baltoro::causal_attention(kernels, at<const float>(q), at<const uint16_t>(k), at<const uint16_t>(v), scale,
+                                  at<float>(out), T, S, H, K, V, threads);
+      },
+      nb::arg("target"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("scale"), nb::arg("out"), nb::arg("T"),
+      nb::arg("S"), nb::arg("H"), nb::arg("K"), nb::arg("V"), nb::arg("threads"));
 }

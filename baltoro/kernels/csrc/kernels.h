@@ -55,6 +55,22 @@ struct Token {
   float weight;
 };
 
+// Keys and values of one sequence, bf16. Row s is slots[s], or s where there are no slots. A key is as wide as the
+// queries; keys begin `stride` numbers apart, values `value_stride`.
+struct KeyRows {
+  const uint16_t *keys, *values;
+  int64_t stride, value_stride;
+  const int64_t* slots;
+};
+
+// What some queries (at most 32) have seen until now. Begins with peaks of -3e38 and zeros; mixed / sum is the result.
+struct Attended {
+  float* peak;   // (32,) the largest scaled score
+  float* sum;    // (32,) of exp(score - peak)
+  float* mixed;  // (queries, width) of exp(score - peak) * value
+  int64_t width; // of a value, a multiple of 32
+};
+
 // Every kernel, compiled for one instruction set. All sums of an output run over the inputs in one fixed order, so
 // that a result has the same bits whatever was computed beside it and on however many threads; with int8 and int4
 // the same bits on every target, too.
@@ -76,6 +92,11 @@ struct Target {
   void (*weighted)(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
                    float* y, int64_t stride);
 
+  // Adds keys [begin, end) to what the queries have seen: bf16, one output of the matrix a query. Query q sees keys
+  // 0 .. past + q.
+  void (*attend)(const Matrix& queries, const KeyRows& rows, int64_t begin, int64_t end, int64_t past, float scale,
+                 Attended& state);
+
   // For measuring what is possible, see roof.inl.
   uint32_t (*read_all)(const uint8_t* from, int64_t bytes);
   uint32_t (*multiply_bytes)(int64_t rounds, const uint8_t* weights, const int8_t* x);
@@ -96,6 +117,17 @@ void matmul(const Target& target, const Matrix& w, const float* x, float* y, int
 // read once for all its tokens. Terms of a token are added in the order of their experts' numbers.
 void experts(const Target& target, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x,
              const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads);
+
+// Absorbed MLA, one query a sequence: context(B, H, C) = softmax(scale q(B, H, C + R) rows^T) rows[:C], over the rows
+// slots[edges[b]] .. slots[edges[b + 1] - 1] of cache(., C + R). C is a multiple of 32.
+void mla_decode(const Target& target, const float* q, const uint16_t* cache, const int64_t* slots,
+                const int64_t* edges, float scale, float* context, int64_t B, int64_t H, int64_t C, int64_t R,
+                int threads);
+
+// Expanded attention of T new tokens to S = past + T keys and values of H heads: out(T, H, V), token t seeing keys
+// 0 .. past + t. q(T, H, K) float32; k(S, H, K) and v(S, H, V) bf16. V is a multiple of 32.
+void causal_attention(const Target& target, const float* q, const uint16_t* k, const uint16_t* v, float scale,
+                      float* out, int64_t T, int64_t S, int64_t H, int64_t K, int64_t V, int threads);
 
 // Bytes a second when `threads` threads read `bytes` bytes (a multiple of 512 times threads) once.
 double read_roof(const Target& target, const uint8_t* from, int64_t bytes, int threads);

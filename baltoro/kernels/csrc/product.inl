@@ -168,7 +168,7 @@ static inline void tile(const Matrix& w, Panels<PANELS> at, const Inputs& x, con
     values[t] = reinterpret_cast<const uint16_t*>(x.values + tokens[t].row * x.row_bytes);
     for (int p = 0; p < PANELS; ++p) sum[p][t] = F16::set(0.0f);
   }
-  const int64_t padded = x.row_bytes / 2, block = groups(w) > 0 ? w.group : padded;
+  const int64_t padded = (w.inputs + 3) / 4 * 4, block = groups(w) > 0 ? w.group : padded;
   for (int64_t start = 0; start < padded; start += block) {
     const int64_t end = start + block < padded ? start + block : padded;
     F16 part[PANELS][TOKENS];
@@ -198,7 +198,7 @@ static inline void tile(const Matrix& w, Panels<PANELS> at, const Inputs& x, con
 // --- what becomes of the results -------------------------------------------------------------------------------
 
 static F16 exponential(F16 x) {  // 2 ulp: Cody and Waite's reduction, then a polynomial of degree 6 on -ln2/2 .. ln2/2
-  x = min(max(x, F16::set(-87.0f)), F16::set(88.0f));
+  x = min(F16::set(88.0f), max(F16::set(-87.0f), x));  // a NaN is the second operand, and stays
   const I16 whole = nearest(x * F16::set(1.44269504f));
   const F16 n = to_float(whole);
   const F16 r = x - n * F16::set(0.693359375f) - n * F16::set(-2.12194440e-4f);

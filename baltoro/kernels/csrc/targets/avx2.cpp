@@ -139,12 +139,47 @@ static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
           two_products(two_products(sum.b, w.first[1], x), w.second[1], x + 2)};
 }
 
+struct Rows {
+  __m256i even[2], odd[2];  // columns 8 l .. 8 l + 3 of lane l (two registers of two lanes) and the next four
+};
+
+static inline Rows two_rows(const uint16_t* a, const uint16_t* b) {
+  const Bytes first = Bytes::load(reinterpret_cast<const uint8_t*>(a));
+  const Bytes second = Bytes::load(reinterpret_cast<const uint8_t*>(b));
+  return {{_mm256_unpacklo_epi16(first.a, second.a), _mm256_unpacklo_epi16(first.b, second.b)},
+          {_mm256_unpackhi_epi16(first.a, second.a), _mm256_unpackhi_epi16(first.b, second.b)}};
+}
+static inline void dot_rows(F16 (&sum)[2], const Rows& rows, const uint16_t* pair) {
+  sum[0] = {two_products(sum[0].a, rows.even[0], pair), two_products(sum[0].b, rows.even[1], pair)};
+  sum[1] = {two_products(sum[1].a, rows.odd[0], pair), two_products(sum[1].b, rows.odd[1], pair)};
+}
+static inline void in_order(F16 (&sum)[2]) {
+  const F16 even = sum[0], odd = sum[1];
+  sum[0] = {_mm256_permute2f128_ps(even.a, odd.a, 0x20), _mm256_permute2f128_ps(even.a, odd.a, 0x31)};
+  sum[1] = {_mm256_permute2f128_ps(even.b, odd.b, 0x20), _mm256_permute2f128_ps(even.b, odd.b, 0x31)};
+}
+static inline __m256i rounded(__m256 x) {  // of numbers that are no NaNs, to bf16 in the upper halves
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  return _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+}
+static inline void store_pairs(uint16_t* to, F16 first, F16 second) {
+  const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
+  __m256i* at = reinterpret_cast<__m256i*>(to);
+  _mm256_storeu_si256(
+      at, _mm256_or_si256(_mm256_srli_epi32(rounded(first.a), 16), _mm256_and_si256(rounded(second.a), upper)));
+  _mm256_storeu_si256(
+      at + 1, _mm256_or_si256(_mm256_srli_epi32(rounded(first.b), 16), _mm256_and_si256(rounded(second.b), upper)));
+}
+
 static constexpr int kTokens = 2;  // 8 of 16 registers for sums
+static constexpr int kQueries = 2;
 
 #include "../product.inl"
+#include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx2", prepare, product, gated, weighted,
+extern const Target kernels = {"avx2", prepare, product, gated, weighted, attend,
                                read_all,  multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::avx2

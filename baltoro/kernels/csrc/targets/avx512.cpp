@@ -111,12 +111,39 @@ static inline F16 dot_pairs(F16 sum, Pairs w, const uint16_t* x) {
   return {_mm512_dpbf16_ps(first, (__m512bh)w.second, (__m512bh)_mm512_set1_epi32(four_bytes(x + 2)))};
 }
 
+struct Rows {
+  __m512i even, odd;  // columns 8 l .. 8 l + 3 of lane l and the next four, of both rows in turn
+};
+
+static inline Rows two_rows(const uint16_t* a, const uint16_t* b) {
+  const __m512i first = _mm512_loadu_si512(a), second = _mm512_loadu_si512(b);
+  return {_mm512_unpacklo_epi16(first, second), _mm512_unpackhi_epi16(first, second)};
+}
+static inline void dot_rows(F16 (&sum)[2], Rows rows, const uint16_t* pair) {
+  const __m512bh weights = (__m512bh)_mm512_set1_epi32(four_bytes(pair));
+  sum[0].v = _mm512_dpbf16_ps(sum[0].v, (__m512bh)rows.even, weights);
+  sum[1].v = _mm512_dpbf16_ps(sum[1].v, (__m512bh)rows.odd, weights);
+}
+static inline void in_order(F16 (&sum)[2]) {
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512 first = _mm512_permutex2var_ps(sum[0].v, low, sum[1].v);
+  sum[1].v = _mm512_permutex2var_ps(sum[0].v, _mm512_add_epi32(low, _mm512_set1_epi32(8)), sum[1].v);
+  sum[0].v = first;
+}
+static inline void store_pairs(uint16_t* to, F16 first, F16 second) {
+  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(first.v));
+  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(second.v));
+  _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+
 static constexpr int kTokens = 6;  // 12 sums in all 32 registers; with fp8 another 12, 4 weights and 4 tables
+static constexpr int kQueries = 8;  // 16 sums, 2 rows; divides K2's 32 heads a panel pair
 
 #include "../product.inl"
+#include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx512", prepare, product, gated, weighted,
+extern const Target kernels = {"avx512", prepare, product, gated, weighted, attend,
                                read_all,  multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::avx512

@@ -174,12 +174,40 @@ static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
   return sum;
 }
 
+struct Rows {
+  const uint16_t *first, *second;
+};
+
+static inline Rows two_rows(const uint16_t* a, const uint16_t* b) { return {a, b}; }
+static inline void dot_rows(F16 (&sum)[2], Rows rows, const uint16_t* pair) {
+  const float first = F16::widened(pair[0]), second = F16::widened(pair[1]);
+  for (int c = 0; c < 2 * kPanel; ++c) {
+    float& to = sum[c / kPanel].v[c % kPanel];
+    to += F16::widened(rows.first[c]) * first;
+    to += F16::widened(rows.second[c]) * second;
+  }
+}
+static inline void in_order(F16 (&)[2]) {}
+static inline uint16_t nearest_bf16(float value) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+static inline void store_pairs(uint16_t* to, const F16& first, const F16& second) {
+  for (int o = 0; o < kPanel; ++o) {
+    to[2 * o] = nearest_bf16(first.v[o]);
+    to[2 * o + 1] = nearest_bf16(second.v[o]);
+  }
+}
+
 static constexpr int kTokens = 4;
+static constexpr int kQueries = 4;
 
 #include "../product.inl"
+#include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"scalar", prepare, product, gated, weighted,
+extern const Target kernels = {"scalar", prepare, product, gated, weighted, attend,
                                read_all,  multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::scalar
