@@ -98,10 +98,10 @@ class LLM:
     ) -> Self:
         """A checkpoint directory or a preset, loaded and running.
 
-        `dtype`: what the model computes in and caches, float32 or bfloat16. None takes bfloat16 for large models in
+        `dtype`: what the model computes in, float32 or bfloat16. None takes bfloat16 for large models in
         bfloat16 and float32 for all others.
         `format`: what the projections are kept in, see kernels/formats.py. None keeps large models in block-fp8 as they
-        are, a byte a weight, and all others in `dtype`.
+        are, a byte a weight, and all others in `dtype`. Packed models cache in bfloat16, others in `dtype`.
         `threads`: CPU threads of this whole process, for torch has one number for all.
         """
         from baltoro import counts
@@ -128,16 +128,17 @@ class LLM:
             dtype = "float32" if small or shipped_in_fp8 else "bfloat16"
         if format is None and shipped_in_fp8 and not small:
             format = "fp8"
+        cache_dtype = torch.bfloat16 if format else getattr(torch, dtype)
         running = max_running or MAX_RUNNING
         if cache_bytes is None:
-            token_bytes = counts.cache_bytes_per_token(config, value_bytes=getattr(torch, dtype).itemsize)
+            token_bytes = counts.cache_bytes_per_token(config, value_bytes=cache_dtype.itemsize)
             enough = running * ((max_context or config.max_position_embeddings) + PAGE_SLACK) * token_bytes
             cache_bytes = max(min(enough, CACHE_BYTES), ((max_context or 1) + PAGE_SLACK) * token_bytes)
         engine = Engine(
             load(directory, dtype=getattr(torch, dtype), format=format),
             EngineConfig(
                 cache_bytes=cache_bytes,
-                cache_dtype=getattr(torch, dtype),
+                cache_dtype=cache_dtype,
                 max_running=running,
                 max_context=max_context,
             ),

@@ -34,8 +34,11 @@ from baltoro.chat.template import render
 from baltoro.config import ModelConfig
 from baltoro.engine.engine import Engine, EngineConfig
 from baltoro.errors import ContextError, EngineError, RequestError, SchemaError, TokenizerError
+from baltoro.kernels.formats import Format
 from baltoro.llm import LLM, ScriptedLLM
 from baltoro.model.batch import Batch, LatentCache
+from baltoro.model.linear import Linear
+from baltoro.model.moe import StackedLinear
 from baltoro.weights.save import write
 from tests import tiny, vocabulary
 from tests.engine import fake
@@ -400,17 +403,18 @@ def test_a_checkpoint_directory_opens_and_answers(tmp_path: Path) -> None:
         assert llm.max_context == 2048
 
 
-def test_a_large_block_fp8_checkpoint_keeps_a_byte_a_weight_and_answers_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("asked", "expected"), [(None, "fp8"), ("int4", "int4"), ("bf16", "bf16")])
+def test_a_large_block_fp8_checkpoint_is_kept_as_shipped_or_as_asked(
+    asked: Format | None, expected: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = checkpoint(tmp_path, tiny.config(vocab_size=T.vocab_size, weight_block_size=(128, 128)))
-    with closing(LLM.open(directory, threads=1)) as llm:
-        dequantized = llm.complete(replace(HELLO, max_tokens=5)).token_ids
+    shape = tiny.config(vocab_size=T.vocab_size, weight_block_size=(128, 128), v_head_dim=16)
     monkeypatch.setattr("baltoro.llm.SMALL_PARAMETERS", 0)
-    with closing(LLM.open(directory, threads=1)) as llm:
-        kept = {parameter.dtype for parameter in llm.engine._model.parameters()}
-        assert torch.float8_e4m3fn in kept
-        assert llm.complete(replace(HELLO, max_tokens=5)).token_ids == dequantized
+    with closing(LLM.open(checkpoint(tmp_path, shape), format=asked, threads=1)) as llm:
+        modules = llm.engine._model.modules()
+        packed = [m.packed for m in modules if isinstance(m, (Linear, StackedLinear)) and m.packed]
+        assert len(packed) > 10
+        assert {p.format for p in packed} == {expected}
+        assert len(llm.complete(replace(HELLO, max_tokens=5)).token_ids) == 5
 
 
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -115,6 +115,12 @@ def experts(
 COLUMNS = 32  # what the width of a value must be a multiple of
 
 
+def can_attend(cache: Tensor, *, latent: int, key: int, value: int) -> bool:
+    """Whether the native attention kernels take this cache and heads of these widths."""
+    native = cache.device.type == "cpu" and cache.dtype is torch.bfloat16 and chosen_target() != "torch"
+    return native and (latent % COLUMNS, cache.shape[-1] % 4, key % 4, value % COLUMNS) == (0, 0, 0, 0)
+
+
 def mla_decode(
     q: Tensor, cache: Tensor, slots: Tensor, edges: Tensor, *, scale: float, latent: int, target: str | None = None
 ) -> Tensor:
@@ -164,7 +170,9 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, target: s
     _check("k", k, torch.bfloat16, (S, H, width))
     _check("v", v, torch.bfloat16, (S, H, V))
     if S < T or width % 4 or V % COLUMNS:
-        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected S >= T, K % 4 and V % 32")
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected S >= T, K % 4 and V % 32"
+        )
     target = _attention_target(target, q, k)
     if target == "torch":
         return _causal_attention_torch(q, k, v, scale)
@@ -266,9 +274,7 @@ def _of_expert(w: Packed, expert: int) -> Packed:
     return Packed(w.format, w.outputs, w.inputs, w.group, w.data[expert], scales)
 
 
-def _mla_decode_torch(
-    q: Tensor, cache: Tensor, slots: Tensor, edges: list[int], scale: float, latent: int
-) -> Tensor:
+def _mla_decode_torch(q: Tensor, cache: Tensor, slots: Tensor, edges: list[int], scale: float, latent: int) -> Tensor:
     out = q.new_empty(*q.shape[:2], latent)
     for b, (start, end) in enumerate(itertools.pairwise(edges)):
         seen = cache[slots[start:end]].float()  # (S, C + R)

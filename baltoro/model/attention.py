@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from baltoro.config import ModelConfig
-from baltoro.model.batch import Layout
+from baltoro.kernels import ops
+from baltoro.model.batch import Decode, Layout
 from baltoro.model.linear import Linear, RMSNorm
 from baltoro.model.rope import rotate, softmax_scale
 
@@ -55,11 +56,12 @@ class Attention(nn.Module):
         latent, k_pe = self._split_latent(self.kv_a_proj_with_mqa(x))
         latent, k_pe = self.kv_a_layernorm(latent), rotate(k_pe, cos, sin)  # (T, C), (T, R)
 
+        q = torch.cat((q_nope, q_pe), dim=-1)  # (T, H, N + R)
         if cache is None:
-            context, peak = self._expanded_whole(q_nope, q_pe, latent, k_pe, layout, observe)
+            context, peak = self._expanded_whole(q, latent, k_pe, layout, observe)
         else:
             assert not observe, "scores are observed in training, which has no cache"
-            context, peak = self._through_cache(q_nope, q_pe, latent, k_pe, layout, cache), None
+            context, peak = self._through_cache(q, latent, k_pe, layout, cache), None
         return self.o_proj(context.flatten(1)), peak
 
     def _queries(self, x: Tensor) -> Tensor:
@@ -73,10 +75,9 @@ class Attention(nn.Module):
         return latent, k_pe
 
     def _expanded_whole(
-        self, q_nope: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, layout: Layout, observe: bool
+        self, q: Tensor, latent: Tensor, k_pe: Tensor, layout: Layout, observe: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Whole sequences from position 0, side by side, padded to the longest."""
-        q = torch.cat((q_nope, q_pe), dim=-1)
         k, v = self._expand(latent, k_pe)
         q, k, v = (layout.pad(t).transpose(1, 2) for t in (q, k, v))  # (B, H, L, .)
         context, peaks = causal_attention(q, k, v, scale=self.scale, past=0, observe=observe)
@@ -92,36 +93,46 @@ class Attention(nn.Module):
         k_pe = k_pe.unsqueeze(1).expand(-1, config.num_attention_heads, -1)
         return torch.cat((k_nope, k_pe), dim=-1), v
 
-    def _through_cache(
-        self, q_nope: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, layout: Layout, cache: Tensor
-    ) -> Tensor:
+    def _through_cache(self, q: Tensor, latent: Tensor, k_pe: Tensor, layout: Layout, cache: Tensor) -> Tensor:
         slots = cache.view(-1, cache.shape[-1])  # (pages * page_tokens, C + R)
         slots[layout.write_slots] = torch.cat((latent, k_pe), dim=-1).to(cache.dtype)
-        context = q_nope.new_empty(*q_nope.shape[:2], self.config.v_head_dim)  # (T, H, V)
+        context = q.new_empty(*q.shape[:2], self.config.v_head_dim)  # (T, H, V)
+        config = self.config
+        native = ops.can_attend(cache, latent=config.kv_lora_rank, key=q.shape[-1], value=config.v_head_dim)
         for chunk in layout.chunks:
-            seen = slots[chunk.read_slots].to(q_nope.dtype)  # (S, C + R)
+            seen = slots[chunk.read_slots].to(q.dtype)  # (S, C + R)
             k, v = self._expand(*self._split_latent(seen))
-            q = torch.cat((q_nope[chunk.rows], q_pe[chunk.rows]), dim=-1)
+            if native:
+                context[chunk.rows] = ops.causal_attention(
+                    q[chunk.rows].float(), k.bfloat16(), v.bfloat16(), scale=self.scale
+                ).to(q.dtype)
+                continue
             out, _ = causal_attention(
-                *(t.transpose(0, 1).unsqueeze(0) for t in (q, k, v)), scale=self.scale, past=chunk.past, observe=False
-            )
+                *(t.transpose(0, 1).unsqueeze(0) for t in (q[chunk.rows], k, v)),
+                scale=self.scale, past=chunk.past, observe=False,
+            )  # fmt: skip
             context[chunk.rows] = out.squeeze(0).transpose(0, 1)
         if layout.decode is not None:
             rows = layout.decode.rows
-            seen = slots[layout.decode.read_slots].to(q_nope.dtype)  # (B, S, C + R)
-            context[rows] = self._absorbed(q_nope[rows], q_pe[rows], seen, layout.decode.unseen)
+            context[rows] = self._absorbed(q[rows], slots, layout.decode, native)
         return context
 
-    def _absorbed(self, q_nope: Tensor, q_pe: Tensor, seen: Tensor, unseen: Tensor) -> Tensor:
-        """One token per sequence against cached latents. seen: (B, S, C + R); unseen: (B, S) True beyond its end."""
+    def _absorbed(self, q: Tensor, slots: Tensor, decode: Decode, native: bool) -> Tensor:
+        """One token per sequence, q (B, H, N + R), against the latents where they lie: (B, H, V)."""
         config = self.config
-        kv_b = self.kv_b_proj.weight.to(q_nope.dtype)
-        kv_b = kv_b.view(config.num_attention_heads, -1, config.kv_lora_rank)  # (H, N + V, C)
-        to_key, to_value = torch.split(kv_b, [config.qk_nope_head_dim, config.v_head_dim], dim=1)
+        kv_b = self.kv_b_proj.weight.to(q.dtype).view(config.num_attention_heads, -1, config.kv_lora_rank)
+        to_key, to_value = torch.split(kv_b, [config.qk_nope_head_dim, config.v_head_dim], dim=1)  # (H, N or V, C)
+        q_nope, q_pe = torch.split(q, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         q = torch.cat((torch.einsum("bhn,hnc->bhc", q_nope, to_key), q_pe), dim=-1)  # (B, H, C + R)
-        scores = (q @ seen.mT).float() * self.scale  # (B, H, S)
-        scores = scores.masked_fill(unseen.unsqueeze(1), -torch.inf)
-        context = scores.softmax(-1).to(q.dtype) @ seen[..., : config.kv_lora_rank]  # (B, H, C)
+        if native:
+            context = ops.mla_decode(
+                q.float(), slots, decode.slots, decode.edges, scale=self.scale, latent=config.kv_lora_rank
+            ).to(q.dtype)
+        else:
+            seen = slots[decode.read_slots].to(q.dtype)  # (B, S, C + R)
+            scores = (q @ seen.mT).float() * self.scale  # (B, H, S)
+            scores = scores.masked_fill(decode.unseen.unsqueeze(1), -torch.inf)
+            context = scores.softmax(-1).to(q.dtype) @ seen[..., : config.kv_lora_rank]  # (B, H, C)
         return torch.einsum("bhc,hvc->bhv", context, to_value)
 
 

@@ -69,6 +69,8 @@ class Decode:
     rows: Tensor  # (B,)
     read_slots: Tensor  # (B, S) where positions 0 .. S lie; beyond a sequence's end any slot
     unseen: Tensor  # (B, S) True beyond a sequence's end
+    slots: Tensor  # the same without padding: read_slots of all sequences one behind the other
+    edges: Tensor  # (B + 1,) where each begins in `slots`
 
 
 class Layout:
@@ -121,4 +123,10 @@ class Layout:
                 read[row] = slots[0]  # padding weighs 0, but 0 times another sequence's NaN would be NaN
                 read[row, : len(slots)] = slots
                 unseen[row, : len(slots)] = False
-            self.decode = Decode(torch.tensor([row for row, _ in singles]), read, unseen)
+            self.decode = Decode(
+                rows=torch.tensor([row for row, _ in singles]),
+                read_slots=read,
+                unseen=unseen,
+                slots=torch.cat([slots for _, slots in singles]),
+                edges=torch.tensor([0, *(len(slots) for _, slots in singles)]).cumsum(0),
+            )

@@ -92,9 +92,7 @@ def test_a_sequence_gets_the_same_bits_in_any_company_and_on_any_number_of_threa
     [(1, 1, 1, 4, 32), (5, 5, 2, 48, 32), (33, 33, 3, 24, 32), (31, 600, 2, 32, 64), (200, 200, 4, 192, 128),
      (70, 1100, 1, 40, 96)],
 )  # fmt: skip
-def test_causal_attention_equals_float64(
-    new: int, all_: int, heads: int, key: int, value: int, target: str
-) -> None:
+def test_causal_attention_equals_float64(new: int, all_: int, heads: int, key: int, value: int, target: str) -> None:
     q, k, v = randn(new, heads, key, seed=0), randn(all_, heads, key, seed=1), randn(all_, heads, value, seed=2)
     k, v = k.bfloat16(), v.bfloat16()
     found = ops.causal_attention(q, k, v, scale=0.4, target=target)
@@ -135,8 +133,8 @@ def test_a_nan_reaches_the_result(target: str) -> None:
 )
 def test_decode_tensors_that_do_not_fit_are_refused_by_name(change: dict[str, Any], named: str) -> None:
     good = {
-        "q": torch.zeros(2, 3, 80), "cache": torch.zeros(20, 80, dtype=torch.bfloat16), "slots": torch.tensor([0, 1, 2]),
-        "edges": torch.tensor([0, 1, 3]), "scale": 1.0, "latent": 64,
+        "q": torch.zeros(2, 3, 80), "cache": torch.zeros(20, 80, dtype=torch.bfloat16), "scale": 1.0, "latent": 64,
+        "slots": torch.tensor([0, 1, 2]), "edges": torch.tensor([0, 1, 3]),
     }  # fmt: skip
     ops.mla_decode(**good)
     with pytest.raises(ValueError, match=named):
