@@ -4,6 +4,7 @@
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
+SANITIZE ?= address,undefined
 VENV := .venv
 PY := $(VENV)/bin/python
 TORCH := torch>=2.13,<2.14
@@ -13,7 +14,7 @@ TORCH_INDEX ?=
 NATIVE := CMakeLists.txt $(shell find baltoro/kernels/csrc -type f)
 
 .DEFAULT_GOAL := help
-.PHONY: help install format check test docs bench serve clean
+.PHONY: help install format check check-native test docs bench serve clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s%s\n", $$1, $$2}' Makefile
@@ -32,6 +33,11 @@ check: $(VENV)/.ready-test  ## formatting, lint, types, import floors
 	$(VENV)/bin/clang-format --dry-run --Werror $$(find baltoro/kernels/csrc -type f)
 	$(VENV)/bin/pyright
 	$(PY) -m pytest -q tests/test_floors.py
+
+check-native:  ## the C++ kernels under the address and undefined-behaviour sanitizers (CXX=..., RUN=..., SANITIZE=)
+	cmake -S tests/native -B build/native -DCMAKE_CXX_COMPILER=$(CXX) -DSANITIZE=$(SANITIZE) > /dev/null
+	cmake --build build/native
+	$(RUN) build/native/check 40
 
 format: $(VENV)/.ready-test  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff format .

@@ -1,4 +1,9 @@
 // Which targets were compiled, and which of them this CPU can run.
+#if defined(BALTORO_ARM64) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include <stdexcept>
 
 #include "kernels.h"
@@ -8,6 +13,11 @@ namespace baltoro {
 namespace scalar {
 extern const Target kernels;
 }
+#ifdef BALTORO_ARM64
+namespace neon {
+extern const Target kernels;
+}
+#endif
 #ifdef BALTORO_X86
 namespace avx2 {
 extern const Target kernels;
@@ -28,6 +38,13 @@ static std::vector<const Target*> runnable() {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") &&
       __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bf16"))
     found.push_back(&avx512::kernels);
+#endif
+#ifdef BALTORO_ARM64
+#ifdef __linux__
+  if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found.push_back(&neon::kernels);
+#else
+  found.push_back(&neon::kernels);  // Apple's and Microsoft's 64-bit Arm machines have the dot products
+#endif
 #endif
   return found;
 }
