@@ -37,7 +37,7 @@ check: $(VENV)/.ready-test  ## formatting, lint, types, import floors
 check-native:  ## the C++ kernels under the address and undefined-behaviour sanitizers (CXX=..., RUN=..., SANITIZE=)
 	cmake -S tests/native -B build/native -DCMAKE_CXX_COMPILER=$(CXX) -DSANITIZE=$(SANITIZE) > /dev/null
 	cmake --build build/native
-	$(RUN) build/native/check 40
+	$(RUN) build/native/check
 
 format: $(VENV)/.ready-test  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff format .

@@ -1,4 +1,4 @@
-"""python -m baltoro.eval.run [MODEL] [--examples 200] [--free] [--json FILE]
+"""python -m baltoro.eval.run [MODEL] [--examples 200] [--free] [--format int4] [--json FILE]
 
 Held-out scores of a model by kind: tools, words and values that training never showed. Greedy; with the
 grammar as the server uses it, or `--free`, where nothing helps the model.
@@ -20,6 +20,7 @@ from baltoro.engine.engine import Engine, EngineConfig
 from baltoro.engine.request import Constraint, Request, SamplingParams, Step
 from baltoro.eval.score import Example, Score, summary
 from baltoro.eval.tasks import nano
+from baltoro.kernels.formats import FORMATS
 
 ANSWER_TOKENS = 200  # the longest held-out answer has fewer
 CACHE_BYTES = 256 * 2**20
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="nano")
     parser.add_argument("--examples", type=int, default=200, help="of each kind")
     parser.add_argument("--free", action="store_true", help="without the grammar")
+    parser.add_argument("--format", choices=FORMATS, help="keep the projections so")
     parser.add_argument("--wrong", type=int, default=0, help="show so many wrong answers a kind")
     parser.add_argument("--json", type=Path, help="write the scores there too")
     args = parser.parse_args()
@@ -86,7 +88,9 @@ def main() -> None:
     tokenizer = Tokenizer.open(directory)
     import torch
 
-    with Engine(load(directory), EngineConfig(cache_bytes=CACHE_BYTES, cache_dtype=torch.float32)) as engine:
+    with Engine(
+        load(directory, format=args.format), EngineConfig(cache_bytes=CACHE_BYTES, cache_dtype=torch.float32)
+    ) as engine:
         found = scores(engine, tokenizer, nano.examples(args.examples), constrained=not args.free)
     print(nano.table(found))
     shown: dict[str, int] = {}

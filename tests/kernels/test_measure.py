@@ -1,0 +1,53 @@
+"""That the measuring measures: rows that hang together, on shapes small enough for a test."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baltoro.errors import BaltoroError
+from baltoro.kernels import measure, ops
+from baltoro.kernels.formats import FORMATS, Format, unpack
+from tests import tiny
+
+SMALL = tiny.config(hidden_size=128, moe_intermediate_size=64, n_routed_experts=32, num_experts_per_tok=4)
+native = pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+
+
+@native
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_row_says_what_was_done(format: Format) -> None:
+    decode, prefill = measure.rows(SMALL, (format,), experts=16, prefill=(64,), seconds=0.01)
+    assert (decode.work, decode.tokens, prefill.work, prefill.tokens) == ("decode", 1, "prefill", 64)
+    mixture = measure.random_mixture(SMALL, format, 16)
+    # One token reads 4 of the experts
+    assert decode.gbps * decode.seconds * 1e9 == pytest.approx(4 * mixture.expert_bytes)
+    # Half of the layer's experts are here: 32 tokens' worth of choices
+    assert prefill.gflops * prefill.seconds * 1e9 == pytest.approx(2 * 3 * 128 * 64 * 4 * 32)
+    for row in (decode, prefill):
+        assert row.roof_fraction == pytest.approx(row.gbps / row.roof_gbps)
+        assert row.peak_fraction == pytest.approx(row.gflops / row.peak_gflops)
+        assert f"{row.tokens} tokens" in measure.line(row)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_random_weights_are_numbers_of_either_sign(format: Format) -> None:
+    mixture = measure.random_mixture(SMALL, format, 3)
+    for packed in (mixture.gate, mixture.up, mixture.down):
+        w = unpack(packed)
+        assert w.isfinite().all()
+        assert 0.3 < (w > 0).float().mean() < 0.7
+        assert w.unique().numel() > 10
+
+
+@native
+@pytest.mark.parametrize("target", ops.targets()[1:])
+def test_roofs_are_positive_on_every_target(target: str) -> None:
+    assert measure.read_roof(torch.zeros(2**20, dtype=torch.uint8), target) > 0
+    assert measure.peak("int8", target) > 0
+    assert measure.peak("bf16", target) > 0
+
+
+def test_without_native_kernels_there_is_nothing_to_measure() -> None:
+    with pytest.raises(BaltoroError, match="no native kernels to measure"):
+        list(measure.rows(SMALL, ("int8",), target="torch"))
