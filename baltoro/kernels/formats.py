@@ -11,7 +11,7 @@ csrc/kernels.h describes the order of the bytes. A matrix is (O, I) or a stack (
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -132,6 +132,13 @@ def pack_fp8(q: Tensor, scale_inv: Tensor) -> Packed:
     O, I = q.shape[-2:]
     scales = scale_inv.float().repeat_interleave(BLOCK // PANEL, -2)[..., : -(-O // PANEL), :].contiguous()
     return Packed("fp8", O, I, BLOCK, _panels(q.view(torch.uint8), "fp8"), scales)
+
+
+def as_matrix(stack: Packed) -> Packed:
+    """A stack (E, O, I) whose O is a multiple of 16 as one matrix (E O, I), over the same memory."""
+    assert stack.experts is not None and stack.outputs % PANEL == 0
+    scales = stack.scales.flatten(0, 1) if stack.scales.numel() else stack.scales
+    return replace(stack, outputs=stack.experts * stack.outputs, data=stack.data.flatten(0, 1), scales=scales)
 
 
 def unpack(packed: Packed) -> Tensor:

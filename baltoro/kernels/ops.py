@@ -78,6 +78,26 @@ def matmul(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
     return y
 
 
+def matmul_each(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
+    """Each head's input times its own transposed matrix.
+
+    x:       (T, H, I) float32, rounded as in `matmul`
+    w:       a stack (H, O, I)
+    Returns: (T, H, O) float32
+    """
+    (T, H, _), heads = x.shape, w.experts
+    _check_packed("w", w, heads)
+    _check("x", x, torch.float32, (T, heads or 0, w.inputs))
+    target = _target(target, x, w)
+    if target == "torch":
+        return torch.stack([_matmul_torch(x[:, head], _of_expert(w, head)) for head in range(H)], dim=1)
+    assert _native is not None
+    x = x.contiguous()
+    y = torch.empty(T, H, w.outputs)
+    _native.matmul_each(target, _described(w), x.data_ptr(), y.data_ptr(), T, H, torch.get_num_threads())
+    return y
+
+
 def experts(
     x: Tensor, chosen: Tensor, weights: Tensor, gate: Packed, up: Packed, down: Packed, *, target: str | None = None
 ) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from baltoro.config import ModelConfig
 from baltoro.kernels import ops
 from baltoro.model.batch import Decode, Layout
+from baltoro.model.heads import Heads
 from baltoro.model.linear import Linear, RMSNorm
 from baltoro.model.rope import rotate, softmax_scale
 
@@ -39,7 +40,7 @@ class Attention(nn.Module):
             self.q_b_proj = Linear(config.q_lora_rank, heads * config.qk_head_dim)
         self.kv_a_proj_with_mqa = Linear(hidden, config.kv_lora_rank + config.qk_rope_head_dim)
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_EPS)
-        self.kv_b_proj = Linear(config.kv_lora_rank, heads * (config.qk_nope_head_dim + config.v_head_dim))
+        self.kv_b_proj = Heads(config)
         self.o_proj = Linear(heads * config.v_head_dim, hidden)
 
     def forward(
@@ -86,11 +87,8 @@ class Attention(nn.Module):
 
     def _expand(self, latent: Tensor, k_pe: Tensor) -> tuple[Tensor, Tensor]:
         """(S, C), (S, R) -> keys (S, H, N + R), values (S, H, V)."""
-        config = self.config
-        kv: Tensor = self.kv_b_proj(latent)
-        kv = kv.view(len(latent), config.num_attention_heads, -1)  # (S, H, N + V)
-        k_nope, v = torch.split(kv, [config.qk_nope_head_dim, config.v_head_dim], dim=-1)
-        k_pe = k_pe.unsqueeze(1).expand(-1, config.num_attention_heads, -1)
+        k_nope, v = self.kv_b_proj(latent)
+        k_pe = k_pe.unsqueeze(1).expand(-1, self.config.num_attention_heads, -1)
         return torch.cat((k_nope, k_pe), dim=-1), v
 
     def _through_cache(self, q: Tensor, latent: Tensor, k_pe: Tensor, layout: Layout, cache: Tensor) -> Tensor:
@@ -120,10 +118,8 @@ class Attention(nn.Module):
     def _absorbed(self, q: Tensor, slots: Tensor, decode: Decode, native: bool) -> Tensor:
         """One token per sequence, q (B, H, N + R), against the latents where they lie: (B, H, V)."""
         config = self.config
-        kv_b = self.kv_b_proj.weight.to(q.dtype).view(config.num_attention_heads, -1, config.kv_lora_rank)
-        to_key, to_value = torch.split(kv_b, [config.qk_nope_head_dim, config.v_head_dim], dim=1)  # (H, N or V, C)
         q_nope, q_pe = torch.split(q, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        q = torch.cat((torch.einsum("bhn,hnc->bhc", q_nope, to_key), q_pe), dim=-1)  # (B, H, C + R)
+        q = torch.cat((self.kv_b_proj.query_to_latent(q_nope), q_pe), dim=-1)  # (B, H, C + R)
         if native:
             context = ops.mla_decode(
                 q.float(), slots, decode.slots, decode.edges, scale=self.scale, latent=config.kv_lora_rank
@@ -133,7 +129,7 @@ class Attention(nn.Module):
             scores = (q @ seen.mT).float() * self.scale  # (B, H, S)
             scores = scores.masked_fill(decode.unseen.unsqueeze(1), -torch.inf)
             context = scores.softmax(-1).to(q.dtype) @ seen[..., : config.kv_lora_rank]  # (B, H, C)
-        return torch.einsum("bhc,hvc->bhv", context, to_value)
+        return self.kv_b_proj.latent_to_value(context)
 
 
 def causal_attention(

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from baltoro.config import ModelConfig, resolve
 from baltoro.counts import is_quantized
+from baltoro.errors import BaltoroError
 from baltoro.kernels import formats
 from baltoro.kernels.formats import Format, Packed
 from baltoro.kernels.slab import ALIGNMENT, Slab, aligned
+from baltoro.model.heads import Heads, PackedHeads
 from baltoro.model.linear import Linear
 from baltoro.model.moe import StackedLinear
 from baltoro.model.transformer import Transformer
@@ -86,8 +88,9 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     slab = Slab(_packed_bytes(transformer, format)) if format else None
     for name in [name for name, _ in transformer.named_parameters()]:
         module = transformer.get_submodule(name.rpartition(".")[0])
-        # Absorbed decode multiplies with kv_b's halves apart, so it is never packed
-        if format and slab and isinstance(module, (Linear, StackedLinear)) and _is_packed(name):
+        if format and slab and isinstance(module, Heads):
+            module.pack(_pack_heads(checkpoint.read_weight(name, torch.float32), module, format, slab))
+        elif format and slab and isinstance(module, (Linear, StackedLinear)) and is_quantized(name):
             module.pack(_pack(name, module, checkpoint, format, slab))
         else:
             kept = torch.float32 if name.endswith("e_score_correction_bias") else dtype
@@ -96,29 +99,56 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     return transformer.eval()
 
 
-def _is_packed(name: str) -> bool:
-    return is_quantized(name) and "kv_b_proj" not in name
-
-
 def _packed_bytes(transformer: Transformer, format: Format) -> int:
     """What all packed matrices need of a slab. Raises BaltoroError where `format` cannot hold one of them."""
     total = 0
-    for name, parameter in transformer.named_parameters():
-        if _is_packed(name):
-            *experts, outputs, inputs = parameter.shape
+    for name, module in transformer.named_modules():
+        if isinstance(module, Heads):
+            shapes = _head_shapes(module)
+        elif isinstance(module, (Linear, StackedLinear)) and is_quantized(f"{name}.weight"):
+            shapes = [tuple(module.weight.shape)]
+        else:
+            continue
+        for *experts, outputs, inputs in shapes:
             total += aligned(math.prod(experts) * formats.nbytes(format, outputs, inputs)) + 2 * ALIGNMENT
     return total
+
+
+def _head_shapes(heads: Heads) -> list[tuple[int, ...]]:
+    """Of the stacks of PackedHeads."""
+    (N, V), C = heads.split, heads.weight.shape[1]
+    if N % formats.PANEL or V % formats.PANEL:
+        raise BaltoroError(
+            f"qk_nope_head_dim is {N} and v_head_dim {V}, expected multiples of {formats.PANEL} in every --format",
+            hint="leave --format out for this model",
+        )
+    H = heads.weight.shape[0] // (N + V)
+    return [(H, N, C), (H, V, C), (H, C, N)]
+
+
+def _pack_heads(w: Tensor, heads: Heads, format: Format, slab: Slab) -> PackedHeads:
+    """w: (H (N + V), C) float32."""
+    keys, values = torch.split(w.unflatten(0, (-1, sum(heads.split))), heads.split, dim=1)
+    stacks: list[Packed] = []
+    for part, (H, outputs, inputs) in zip((keys, values, keys.mT), _head_shapes(heads), strict=True):
+        packed = formats.empty(format, outputs, inputs, slab=slab, experts=H)
+        for head in range(H):
+            packed.put(_packed(part[head], format), head)
+        stacks.append(packed)
+    return PackedHeads(*stacks)
+
+
+def _packed(w: Tensor, format: Format) -> Packed:
+    return formats.pack_fp8(*fp8.quantize(w)) if format == "fp8" else formats.pack(w, format)
 
 
 def _pack(name: str, module: Linear | StackedLinear, checkpoint: Checkpoint, format: Format, slab: Slab) -> Packed:
     """A matrix, or a layer's experts one by one: beside the slab only one of them is in memory."""
 
     def one(part: str) -> Packed:
-        if format != "fp8":
-            return formats.pack(checkpoint.read_weight(part, torch.float32), format)
-        if part + SCALE in checkpoint:
+        if format == "fp8" and part + SCALE in checkpoint:
             return formats.pack_fp8(checkpoint.read(part), checkpoint.read(part + SCALE))
-        return formats.pack_fp8(*fp8.quantize(checkpoint.read(part)))
+        return _packed(checkpoint.read_weight(part, torch.float32), format)
 
     *experts, outputs, inputs = module.weight.shape
     packed = formats.empty(format, outputs, inputs, slab=slab, experts=experts[0] if experts else None)
@@ -145,7 +175,7 @@ def file_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
 
     With config.weight_block_size the matrices are quantized to block-fp8 as they pass, each followed by its scales.
     """
-    assert not any(isinstance(m, (Linear, StackedLinear)) and m.packed for m in model.modules()), "packed for inference"
+    assert not any(getattr(module, "packed", None) for module in model.modules()), "packed for inference"
     for name, parameter in model.named_parameters():
         tensor, stacked = parameter.detach(), STACKED.match(name)
         if stacked is None:

@@ -173,6 +173,19 @@ def test_denormals_are_zero_mode_does_not_change_small_weights(target: str) -> N
     assert (y == 128 * 2.0**-9).all()
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("tokens", "heads", "outputs", "inputs"), [(0, 2, 16, 32), (1, 64, 32, 16), (7, 3, 37, 64)])
+def test_each_head_is_multiplied_with_its_own_matrix(
+    format: Format, tokens: int, heads: int, outputs: int, inputs: int, target: str, threads: int
+) -> None:
+    w, x = packed(format, heads, outputs, inputs), randn(tokens, heads, inputs, seed=1)
+    y = ops.matmul_each(x, w, target=target)
+    assert y.shape == (tokens, heads, outputs)
+    for head in range(heads):
+        alone = replace(w, data=w.data[head], scales=_of(w, head))
+        assert torch.equal(y[:, head], ops.matmul(x[:, head], alone, target=target))
+
+
 # --- experts --------------------------------------------------------------------------------------------------------
 
 

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from baltoro import counts
 from baltoro.config import ModelConfig
 from baltoro.errors import BaltoroError, CheckpointError
-from baltoro.kernels.formats import FORMATS, Format, unpack
+from baltoro.kernels.formats import FORMATS, Format, Packed, unpack
 from baltoro.model.batch import Batch
+from baltoro.model.heads import Heads, PackedHeads
 from baltoro.model.linear import Linear
 from baltoro.model.load import Start, build, file_tensors, initialise, load, save
 from baltoro.model.moe import StackedLinear
@@ -63,17 +65,25 @@ def test_files_hold_the_tensors_that_counting_says(
 ERRORS = {"bf16": 0.012, "fp8": 0.012, "int8": 0.04, "int4": 0.04}
 
 
+def unpacked(packed: Packed | PackedHeads) -> Tensor:
+    if isinstance(packed, Packed):
+        return unpack(packed)
+    return torch.cat((unpack(packed.keys), unpack(packed.values)), dim=1).flatten(0, 1)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("fields", [{}, BLOCK_FP8])
 def test_a_packed_model_gives_the_logits_of_its_weights_unpacked(
     fields: dict[str, tuple[int, int]], format: Format, tmp_path: Path
 ) -> None:
-    save(random_model(tiny.config(hidden_size=256, q_lora_rank=136, v_head_dim=16, **fields)), tmp_path)
+    save(
+        random_model(tiny.config(hidden_size=256, q_lora_rank=136, v_head_dim=16, kv_lora_rank=32, **fields)), tmp_path
+    )
     packed, plain = load(tmp_path, format=format), load(tmp_path)
     count = 0
     for name, module in packed.named_modules():
-        if isinstance(module, (Linear, StackedLinear)) and module.packed is not None:
-            plain.get_submodule(name).weight = torch.nn.Parameter(unpack(module.packed), requires_grad=False)
+        if isinstance(module, (Linear, StackedLinear, Heads)) and module.packed is not None:
+            plain.get_submodule(name).weight = torch.nn.Parameter(unpacked(module.packed), requires_grad=False)
             count += 1
     assert count > 15
     with torch.no_grad():
@@ -84,7 +94,7 @@ def test_a_packed_model_gives_the_logits_of_its_weights_unpacked(
 
 
 def test_block_fp8_is_packed_as_it_lies_in_the_file(tmp_path: Path) -> None:
-    save(random_model(tiny.config(hidden_size=256, **BLOCK_FP8)), tmp_path)
+    save(random_model(tiny.config(hidden_size=256, v_head_dim=16, **BLOCK_FP8)), tmp_path)
     packed, plain = load(tmp_path, format="fp8"), load(tmp_path)
     for name, module in packed.named_modules():
         if isinstance(module, (Linear, StackedLinear)) and module.packed is not None:
@@ -92,9 +102,15 @@ def test_block_fp8_is_packed_as_it_lies_in_the_file(tmp_path: Path) -> None:
 
 
 def test_a_matrix_that_a_format_cannot_hold_is_an_error(tmp_path: Path) -> None:
-    save(random_model(tiny.config(q_lora_rank=20)), tmp_path)
+    save(random_model(tiny.config(q_lora_rank=20, v_head_dim=16)), tmp_path)
     with pytest.raises(BaltoroError, match="int4 takes groups of at least 8 inputs, a matrix here has 20"):
         load(tmp_path, format="int4")
+
+
+def test_heads_that_do_not_fill_panels_are_an_error(tmp_path: Path) -> None:
+    save(random_model(tiny.config(v_head_dim=12)), tmp_path)
+    with pytest.raises(BaltoroError, match="qk_nope_head_dim is 16 and v_head_dim 12, expected multiples of 16"):
+        load(tmp_path, format="bf16")
 
 
 def test_weights_are_kept_in_the_type_asked_for_but_the_routers_bias_stays_float32(tmp_path: Path) -> None:

@@ -81,6 +81,17 @@ static void products(const Target& target, const Target& scalar, Format format) 
   compare("matmul", target.name, format, found.data, expected.data, T * outputs, grouped ? 0 : 1e-5);
 }
 
+static void heads(const Target& target, const Target& scalar, Format format) {
+  const int64_t group = 8 * between(1, 4), I = group * between(1, 4), O = between(1, 70), H = between(1, 9);
+  const int64_t T = between(0, 9);
+  const Packed w(format, O, I, group, H);
+  const Exact<float> x(T * H * I), found(T * H * O), expected(T * H * O);
+  for (int64_t i = 0; i < T * H * I; ++i) x.data[i] = normal();
+  matmul_each(target, w.shape, x.data, found.data, T, H, static_cast<int>(between(1, 4)));
+  matmul_each(scalar, w.shape, x.data, expected.data, T, H, 1);
+  compare("matmul_each", target.name, format, found.data, expected.data, T * H * O, is_integer(w.shape) ? 0 : 1e-5);
+}
+
 static void mixtures(const Target& target, const Target& scalar, Format format) {
   const int64_t group = 8 * between(1, 4), D = group * between(1, 6), F = group * between(1, 6);
   const int64_t E = between(1, 20), K = between(1, E < 8 ? E : 8), T = between(0, 20);
@@ -130,6 +141,7 @@ int main(int count, char** words) {
     for (int round = 0; round < rounds; ++round) {
       for (const Format format : {Format::kBf16, Format::kFp8, Format::kInt8, Format::kInt4}) {
         products(tested, scalar, format);
+        heads(tested, scalar, format);
         mixtures(tested, scalar, format);
       }
       attention(tested, scalar);

@@ -56,6 +56,16 @@ NB_MODULE(_native, m) {
       nb::arg("target"), nb::arg("w"), nb::arg("x"), nb::arg("y"), nb::arg("T"), nb::arg("threads"));
 
   m.def(
+      "matmul_each",
+      [](const std::string& target, const Packed& w, uintptr_t x, uintptr_t y, int64_t T, int64_t H, int threads) {
+        const baltoro::Target& kernels = baltoro::target(target);
+        const baltoro::Matrix weights = matrix(w);
+        nb::gil_scoped_release released;
+        baltoro::matmul_each(kernels, weights, at<const float>(x), at<float>(y), T, H, threads);
+      },
+      nb::arg("target"), nb::arg("w"), nb::arg("x"), nb::arg("y"), nb::arg("T"), nb::arg("H"), nb::arg("threads"));
+
+  m.def(
       "experts",
       [](const std::string& target, const Packed& gate, const Packed& up, const Packed& down, uintptr_t x,
          uintptr_t experts, uintptr_t weights, uintptr_t y, int64_t T, int64_t K, int64_t E, int threads) {

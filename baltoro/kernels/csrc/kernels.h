@@ -112,6 +112,9 @@ const Target& target(const std::string& name);
 // y(T, O) = x(T, I) w^T on `threads` threads.
 void matmul(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int threads);
 
+// y(T, H, O) = x(T, H, I) times the transposed matrix of each head; `w` is the first of a stack of H.
+void matmul_each(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int64_t H, int threads);
+
 // Stacked matrices: expert e begins e * panels() * panel_bytes() behind the first, its scales likewise.
 // y(T, D) = sum over k of weights(T, K) * down_e(silu(gate_e x) * up_e x), e = experts(T, K), each expert's weights
 // read once for all its tokens. Terms of a token are added in the order of their experts' numbers.

@@ -57,6 +57,24 @@ void matmul(const Target& target, const Matrix& w, const float* x, float* y, int
   parallel_for(threads, stripes(panels(w)), work);
 }
 
+void matmul_each(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int64_t H, int threads) {
+  thread_local Room room;
+  thread_local std::vector<Token> tokens;
+  const Inputs inputs = room.inputs_of(w, T * H);
+  prepare_rows(target, w, x, inputs, T * H, threads);
+  tokens.clear();
+  for (int64_t h = 0; h < H; ++h)
+    for (int64_t t = 0; t < T; ++t) {
+      const int32_t row = static_cast<int32_t>(t * H + h);
+      tokens.push_back({row, row, 1.0f});
+    }
+  const Token* all = tokens.data();
+  auto work = [&, all](int64_t h) {
+    target.product(of_expert(w, h), inputs, all + h * T, T, 0, panels(w), y, w.outputs);
+  };
+  parallel_for(threads, H, work);
+}
+
 void experts(const Target& target, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x,
              const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads) {
   thread_local Room room, hidden_room;
