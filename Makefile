@@ -12,6 +12,7 @@ TORCH := torch>=2.13,<2.14
 # elsewhere what pip takes by itself. For AMD: TORCH_INDEX=https://download.pytorch.org/whl/rocm6.4
 TORCH_INDEX ?=
 NATIVE := CMakeLists.txt $(shell find baltoro/kernels/csrc -type f)
+CPP := $(shell find baltoro/kernels/csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.inl")
 
 .DEFAULT_GOAL := help
 .PHONY: help install format check check-native test docs bench serve clean
@@ -30,7 +31,7 @@ test: $(VENV)/.ready-test  ## the test suite (ARGS="-k name -x")
 check: $(VENV)/.ready-test  ## formatting, lint, types, import floors
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/clang-format --dry-run --Werror $$(find baltoro/kernels/csrc -type f)
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP)
 	$(VENV)/bin/pyright
 	$(PY) -m pytest -q tests/test_floors.py
 
@@ -42,7 +43,7 @@ check-native:  ## the C++ kernels under the address and undefined-behaviour sani
 format: $(VENV)/.ready-test  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
-	$(VENV)/bin/clang-format -i $$(find baltoro/kernels/csrc -type f)
+	$(VENV)/bin/clang-format -i $(CPP)
 
 docs: $(VENV)/.ready-test  ## rewrite docs/cli.md from the help texts
 	$(PY) docs/generate_cli.py > docs/cli.md.new && mv docs/cli.md.new docs/cli.md

@@ -333,11 +333,12 @@ def bench_kernels(
 
     from baltoro.config import ModelConfig
     from baltoro.kernels import measure
+    from baltoro.kernels.formats import FORMATS, Format
 
     if threads is not None:
         torch.set_num_threads(threads)
-    formats = tuple(each.value for each in format or WeightFormat)
+    wanted: tuple[Format, ...] = tuple(FORMATS[list(WeightFormat).index(each)] for each in format or WeightFormat)
     for row in measure.rows(
-        ModelConfig.open(model), formats, experts=experts, prefill=tuple(tokens or (512,)), seconds=seconds
+        ModelConfig.open(model), wanted, experts=experts, prefill=tuple(tokens or (512,)), seconds=seconds
     ):
         typer.echo(json.dumps(asdict(row)) if as_json else measure.line(row))

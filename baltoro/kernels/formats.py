@@ -121,10 +121,10 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
             hint="the training run that wrote it has diverged; take an earlier checkpoint",
         )
     quantize = _to_int8 if format == "int8" else _to_int4
-    q, scales = quantize(w.float().unflatten(-1, (-1, group)))  # (..., O, G, group), (..., O, G)
+    q, scales = quantize(w.float().reshape(*w.shape[:-1], -1, group))  # (..., O, G, group), (..., O, G)
     offset = 128 if format == "int8" else 8
     data = _panels((q.flatten(-2) + offset).to(torch.uint8), format)
-    return Packed(format, O, I, group, data, _pad_outputs(scales).unflatten(-2, (-1, PANEL)).mT.contiguous())
+    return Packed(format, O, I, group, data, _by_panel(scales).mT.contiguous())
 
 
 def pack_fp8(q: Tensor, scale_inv: Tensor) -> Packed:
@@ -152,7 +152,8 @@ def unpack(packed: Packed) -> Tensor:
         return w.float() * scales
     offset = 128 if packed.format == "int8" else 8
     scales = packed.scales.mT.flatten(-3, -2)[..., :O, :].float()  # (..., O, G)
-    return ((w.float() - offset).unflatten(-1, (-1, packed.group)) * scales.unsqueeze(-1)).flatten(-2)
+    grouped = (w.float() - offset).view(*w.shape[:-1], -1, packed.group)
+    return (grouped * scales.unsqueeze(-1)).flatten(-2)
 
 
 def _to_int8(w: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,23 +186,24 @@ def _scale(scale: Tensor) -> Tensor:
     return rounded.masked_fill(rounded.float().abs() < torch.finfo(torch.float32).tiny, 1.0)
 
 
-def _pad_outputs(x: Tensor) -> Tensor:
-    """(..., O, n) -> (..., a multiple of 16, n), zeros below."""
-    return torch.nn.functional.pad(x, (0, 0, 0, -x.shape[-2] % PANEL))
+def _by_panel(x: Tensor, step: int = 1) -> Tensor:
+    """(..., O, n) -> (..., panels, 16, n rounded up to `step`), zeros below and at the right."""
+    x = torch.nn.functional.pad(x, (0, -x.shape[-1] % step, 0, -x.shape[-2] % PANEL))
+    return x.view(*x.shape[:-2], -1, PANEL, x.shape[-1])
 
 
 def _panels(w: Tensor, format: Format) -> Tensor:
     """(..., O, I) numbers of the format -> (..., panels, bytes of a panel)."""
     step = _INPUTS[format]
-    w = torch.nn.functional.pad(w, (0, -w.shape[-1] % step, 0, -w.shape[-2] % PANEL))
-    w = w.unflatten(-2, (-1, PANEL)).unflatten(-1, (-1, step)).transpose(-3, -2)  # (..., panels, steps, 16, inputs)
+    w = _by_panel(w, step)
+    panels = w.shape[:-2]
+    w = w.view(*panels, PANEL, -1, step).transpose(-3, -2)  # (..., panels, steps, 16, inputs)
     if format == "bf16":  # two chunks a step: inputs 0 and 1, then 2 and 3
-        w = w.unflatten(-1, (2, 2)).transpose(-3, -2)
+        w = w.reshape(*panels, -1, PANEL, 2, 2).transpose(-3, -2)
     elif format == "fp8":  # lanes of 4 outputs: their inputs 0 and 1, then 2 and 3
-        w = w.unflatten(-2, (4, 4)).unflatten(-1, (2, 2)).transpose(-3, -2)
+        w = w.reshape(*panels, -1, 4, 4, 2, 2).transpose(-3, -2)
     elif format == "int4":
         w = w[..., :4] | w[..., 4:] << 4
-    panels = w.shape[: w.dim() - (3 if format in ("int8", "int4") else 4 if format == "bf16" else 5)]
     return w.contiguous().view(torch.uint8).reshape(*panels, -1)
 
 

@@ -12,7 +12,7 @@ import functools
 import itertools
 import logging
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -160,7 +160,7 @@ def mla_decode(
     _check("edges", edges, torch.int64, (B + 1,))
     if not 0 < latent < width or latent % COLUMNS or width % 4:
         raise ValueError(f"latent is {latent} of {width}, expected a multiple of {COLUMNS}, and the width one of 4")
-    cuts = edges.tolist()
+    cuts = cast("list[int]", edges.tolist())
     if cuts[0] != 0 or cuts[-1] != len(slots) or any(a >= b for a, b in itertools.pairwise(cuts)):
         raise ValueError(f"edges are {cuts}, expected to rise from 0 to {len(slots)}")
     if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(cache):
@@ -262,7 +262,7 @@ def _matmul_torch(x: Tensor, w: Packed) -> Tensor:
         return x.bfloat16().float() @ unpack(w).T
     q, scales = _to_bytes(x, w.group)  # (T, G, group), (T, G)
     whole = Packed(w.format, w.outputs, w.inputs, w.group, w.data, torch.ones_like(w.scales))
-    integers = unpack(whole).unflatten(-1, (-1, w.group))  # (O, G, group)
+    integers = unpack(whole).view(w.outputs, -1, w.group)  # (O, G, group)
     weight_scales = w.scales.float().mT.flatten(0, 1)[: w.outputs]  # (O, G)
     y = x.new_zeros(x.shape[0], w.outputs)
     for g in range(w.inputs // w.group):  # as the kernels add them up: to the same bits
@@ -273,7 +273,7 @@ def _matmul_torch(x: Tensor, w: Packed) -> Tensor:
 
 def _to_bytes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """(T, I) -> integers -127 .. 127 as floats (T, G, group), scales (T, G)."""
-    x = x.unflatten(-1, (-1, group))
+    x = x.reshape(len(x), x.shape[1] // group, group)
     peak = x.abs().amax(-1)
     inverse = torch.where(peak < 7.9e-31, 0.0, 127.0 / peak)
     return (x * inverse.unsqueeze(-1)).round().clamp(-127, 127), peak * torch.tensor(1 / 127, dtype=torch.float32)
@@ -281,7 +281,7 @@ def _to_bytes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 def _experts_torch(x: Tensor, chosen: Tensor, weights: Tensor, gate: Packed, up: Packed, down: Packed) -> Tensor:
     y = torch.zeros_like(x)
-    for expert in chosen.unique().tolist():
+    for expert in cast("list[int]", chosen.unique().tolist()):
         rows, choices = torch.where(chosen == expert)
         gate_w, up_w, down_w = (_of_expert(w, expert) for w in (gate, up, down))
         h = silu(_matmul_torch(x[rows], gate_w)) * _matmul_torch(x[rows], up_w)

@@ -60,6 +60,6 @@ class Heads(nn.Module):
 
     def _halves(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """(H, N, C), (H, V, C)."""
-        stack = self.weight.to(dtype).unflatten(0, (-1, sum(self.split)))
+        stack = self.weight.to(dtype).view(-1, sum(self.split), self.weight.shape[1])
         keys, values = torch.split(stack, self.split, dim=1)
         return keys, values

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
 def _packed_bytes(transformer: Transformer, format: Format) -> int:
     """What all packed matrices need of a slab. Raises BaltoroError where `format` cannot hold one of them."""
     total = 0
-    for name, module in transformer.named_modules():
+    for name, module in cast("Iterable[tuple[str, nn.Module]]", transformer.named_modules()):
         if isinstance(module, Heads):
             shapes = _head_shapes(module)
         elif isinstance(module, (Linear, StackedLinear)) and is_quantized(f"{name}.weight"):
@@ -128,7 +129,7 @@ def _head_shapes(heads: Heads) -> list[tuple[int, ...]]:
 
 def _pack_heads(w: Tensor, heads: Heads, format: Format, slab: Slab) -> PackedHeads:
     """w: (H (N + V), C) float32."""
-    keys, values = torch.split(w.unflatten(0, (-1, sum(heads.split))), heads.split, dim=1)
+    keys, values = torch.split(w.view(-1, sum(heads.split), w.shape[1]), heads.split, dim=1)
     stacks: list[Packed] = []
     for part, (H, outputs, inputs) in zip((keys, values, keys.mT), _head_shapes(heads), strict=True):
         packed = formats.empty(format, outputs, inputs, slab=slab, experts=H)

@@ -46,9 +46,8 @@ void forget(Attended& state, int64_t queries) {
 
 }  // namespace
 
-void mla_decode(const Target& target, const float* q, const uint16_t* cache, const int64_t* slots,
-                const int64_t* edges, float scale, float* context, int64_t B, int64_t H, int64_t C, int64_t R,
-                int threads) {
+void mla_decode(const Target& target, const float* q, const uint16_t* cache, const int64_t* slots, const int64_t* edges,
+                float scale, float* context, int64_t B, int64_t H, int64_t C, int64_t R, int threads) {
   struct Task {
     int64_t sequence, first_head, begin, end;
   };

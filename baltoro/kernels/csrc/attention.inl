@@ -6,14 +6,15 @@
 //   in_order(F16 (&sum)[2])                               the 32 sums by their columns
 //   store_pairs(uint16_t*, F16, F16)                      16 pairs of bf16
 
-static constexpr int kColumns = 32;      // of values, held in registers for kQueries queries at once
-static constexpr int64_t kChunk = 512;   // keys whose scores are made at once
+static constexpr int kColumns = 32;     // of values, held in registers for kQueries queries at once
+static constexpr int64_t kChunk = 512;  // keys whose scores are made at once
 static constexpr int64_t kLanes = 2 * kPanel;
 
-// sum over keys of weight(key, query) * value(key), for QUERIES queries and 32 columns. weights: pairs of keys x kLanes.
+// sum over keys of weight(key, query) * value(key), for QUERIES queries and 32 columns. weights: pairs of keys x
+// kLanes.
 template <int QUERIES>
-static inline void mix(const uint16_t* weights, const uint16_t* const* values, int64_t column, int64_t pairs,
-                       float* to, int64_t stride, const float* scale) {
+static inline void mix(const uint16_t* weights, const uint16_t* const* values, int64_t column, int64_t pairs, float* to,
+                       int64_t stride, const float* scale) {
   F16 sum[QUERIES][2];
   for (int q = 0; q < QUERIES; ++q) sum[q][0] = sum[q][1] = F16::set(0.0f);
   for (int64_t i = 0; i < pairs; ++i) {
@@ -71,11 +72,9 @@ static void attend(const Matrix& queries, const KeyRows& rows, int64_t begin, in
     for (int64_t column = 0; column < state.width; column += kColumns) {
       int64_t q = 0;
       for (; q + kQueries <= lanes; q += kQueries)
-        mix<kQueries>(weights + q * 2, values, column, pairs, state.mixed + q * state.width, state.width,
-                      shrink + q);
+        mix<kQueries>(weights + q * 2, values, column, pairs, state.mixed + q * state.width, state.width, shrink + q);
       for (; q < lanes; ++q)
-        mix<1>(weights + q * 2, values, column, pairs, state.mixed + q * state.width, state.width,
-               shrink + q);
+        mix<1>(weights + q * 2, values, column, pairs, state.mixed + q * state.width, state.width, shrink + q);
     }
   }
 }

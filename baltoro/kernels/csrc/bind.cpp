@@ -20,8 +20,12 @@ static T* at(uintptr_t address) {
 using Packed = std::tuple<int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t>;
 
 static baltoro::Matrix matrix(const Packed& w) {
-  return {static_cast<baltoro::Format>(std::get<0>(w)), std::get<1>(w), std::get<2>(w), std::get<3>(w),
-          at<const uint8_t>(std::get<4>(w)), at<const uint8_t>(std::get<5>(w))};
+  return {static_cast<baltoro::Format>(std::get<0>(w)),
+          std::get<1>(w),
+          std::get<2>(w),
+          std::get<3>(w),
+          at<const uint8_t>(std::get<4>(w)),
+          at<const uint8_t>(std::get<5>(w))};
 }
 
 NB_MODULE(_native, m) {

@@ -65,10 +65,10 @@ struct KeyRows {
 
 // What some queries (at most 32) have seen until now. Begins with peaks of -3e38 and zeros; mixed / sum is the result.
 struct Attended {
-  float* peak;   // (32,) the largest scaled score
-  float* sum;    // (32,) of exp(score - peak)
-  float* mixed;  // (queries, width) of exp(score - peak) * value
-  int64_t width; // of a value, a multiple of 32
+  float* peak;    // (32,) the largest scaled score
+  float* sum;     // (32,) of exp(score - peak)
+  float* mixed;   // (queries, width) of exp(score - peak) * value
+  int64_t width;  // of a value, a multiple of 32
 };
 
 // Every kernel, compiled for one instruction set. All sums of an output run over the inputs in one fixed order, so
@@ -123,9 +123,8 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
 
 // Absorbed MLA, one query a sequence: context(B, H, C) = softmax(scale q(B, H, C + R) rows^T) rows[:C], over the rows
 // slots[edges[b]] .. slots[edges[b + 1] - 1] of cache(., C + R). C is a multiple of 32.
-void mla_decode(const Target& target, const float* q, const uint16_t* cache, const int64_t* slots,
-                const int64_t* edges, float scale, float* context, int64_t B, int64_t H, int64_t C, int64_t R,
-                int threads);
+void mla_decode(const Target& target, const float* q, const uint16_t* cache, const int64_t* slots, const int64_t* edges,
+                float scale, float* context, int64_t B, int64_t H, int64_t C, int64_t R, int threads);
 
 // Expanded attention of T new tokens to S = past + T keys and values of H heads: out(T, H, V), token t seeing keys
 // 0 .. past + t. q(T, H, K) float32; k(S, H, K) and v(S, H, V) bf16. V is a multiple of 32.

@@ -153,8 +153,7 @@ static inline void tile(const Matrix& w, Panels<PANELS> at, const Inputs& x, con
     for (int p = 0; p < PANELS; ++p) {
       const F16 scale = F16::load_bf16(reinterpret_cast<const uint16_t*>(at.scales[p]));
       at.scales[p] += kPanel * 2;
-      for (int t = 0; t < TOKENS; ++t)
-        sum[p][t] = sum[p][t] + to_float(dots[p][t]) * (scale * F16::set(scales[t][g]));
+      for (int t = 0; t < TOKENS; ++t) sum[p][t] = sum[p][t] + to_float(dots[p][t]) * (scale * F16::set(scales[t][g]));
     }
     for (int t = 0; t < TOKENS; ++t) values[t] += w.group;
   }
@@ -263,8 +262,7 @@ struct Gate {
   template <int TOKENS>
   void operator()(const Token* tokens, int64_t panel, const F16 (&sum)[2][TOKENS]) const {
     const int64_t o = panel * kPanel;
-    for (int t = 0; t < TOKENS; ++t)
-      store(y + tokens[t].out * stride + o, silu(sum[0][t]) * sum[1][t], outputs - o);
+    for (int t = 0; t < TOKENS; ++t) store(y + tokens[t].out * stride + o, silu(sum[0][t]) * sum[1][t], outputs - o);
   }
 };
 
@@ -284,11 +282,16 @@ static void all_tokens(const Matrix& w, const Panels<PANELS>& at, int64_t panel,
   for (; count >= kTokens; count -= kTokens, tokens += kTokens)
     some_tokens<Weights, PANELS, kTokens>(w, at, panel, x, tokens, then);
   switch (count) {
-    case 1: return some_tokens<Weights, PANELS, 1>(w, at, panel, x, tokens, then);
-    case 2: return some_tokens<Weights, PANELS, kTokens < 2 ? kTokens : 2>(w, at, panel, x, tokens, then);
-    case 3: return some_tokens<Weights, PANELS, kTokens < 3 ? kTokens : 3>(w, at, panel, x, tokens, then);
-    case 4: return some_tokens<Weights, PANELS, kTokens < 4 ? kTokens : 4>(w, at, panel, x, tokens, then);
-    case 5: return some_tokens<Weights, PANELS, kTokens < 5 ? kTokens : 5>(w, at, panel, x, tokens, then);
+    case 1:
+      return some_tokens<Weights, PANELS, 1>(w, at, panel, x, tokens, then);
+    case 2:
+      return some_tokens < Weights, PANELS, kTokens<2 ? kTokens : 2>(w, at, panel, x, tokens, then);
+    case 3:
+      return some_tokens < Weights, PANELS, kTokens<3 ? kTokens : 3>(w, at, panel, x, tokens, then);
+    case 4:
+      return some_tokens < Weights, PANELS, kTokens<4 ? kTokens : 4>(w, at, panel, x, tokens, then);
+    case 5:
+      return some_tokens < Weights, PANELS, kTokens<5 ? kTokens : 5>(w, at, panel, x, tokens, then);
   }
 }
 
@@ -300,11 +303,11 @@ static const uint8_t* panel_scales(const Matrix& w, int64_t panel) {
 
 template <class Weights, class Then>
 static void all_panels(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
-                   const Then& then) {
+                       const Then& then) {
   int64_t p = begin;
   for (; p + 2 <= end; p += 2)
     all_tokens<Weights, 2>(w, {{panel_data(w, p), panel_data(w, p + 1)}, {panel_scales(w, p), panel_scales(w, p + 1)}},
-                          p, x, tokens, count, then);
+                           p, x, tokens, count, then);
   if (p < end) all_tokens<Weights, 1>(w, {{panel_data(w, p)}, {panel_scales(w, p)}}, p, x, tokens, count, then);
 }
 
@@ -312,10 +315,14 @@ template <class Then>
 static void by_format(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
                       const Then& then) {
   switch (w.format) {
-    case Format::kBf16: return all_panels<Bf16>(w, x, tokens, count, begin, end, then);
-    case Format::kFp8: return all_panels<Fp8>(w, x, tokens, count, begin, end, then);
-    case Format::kInt8: return all_panels<Int8>(w, x, tokens, count, begin, end, then);
-    case Format::kInt4: return all_panels<Int4>(w, x, tokens, count, begin, end, then);
+    case Format::kBf16:
+      return all_panels<Bf16>(w, x, tokens, count, begin, end, then);
+    case Format::kFp8:
+      return all_panels<Fp8>(w, x, tokens, count, begin, end, then);
+    case Format::kInt8:
+      return all_panels<Int8>(w, x, tokens, count, begin, end, then);
+    case Format::kInt4:
+      return all_panels<Int4>(w, x, tokens, count, begin, end, then);
   }
 }
 
@@ -333,18 +340,22 @@ template <class Weights>
 static void gated_panels(const Matrix& gate, const Matrix& up, const Inputs& x, const Token* tokens, int64_t count,
                          int64_t begin, int64_t end, const Gate& then) {
   for (int64_t p = begin; p < end; ++p)
-    all_tokens<Weights, 2>(
-        gate, {{panel_data(gate, p), panel_data(up, p)}, {panel_scales(gate, p), panel_scales(up, p)}}, p, x, tokens,
-        count, then);
+    all_tokens<Weights, 2>(gate,
+                           {{panel_data(gate, p), panel_data(up, p)}, {panel_scales(gate, p), panel_scales(up, p)}}, p,
+                           x, tokens, count, then);
 }
 
 static void gated(const Matrix& gate, const Matrix& up, const Inputs& x, const Token* tokens, int64_t count,
                   int64_t begin, int64_t end, float* y, int64_t stride) {
   const Gate then{y, stride, gate.outputs};
   switch (gate.format) {
-    case Format::kBf16: return gated_panels<Bf16>(gate, up, x, tokens, count, begin, end, then);
-    case Format::kFp8: return gated_panels<Fp8>(gate, up, x, tokens, count, begin, end, then);
-    case Format::kInt8: return gated_panels<Int8>(gate, up, x, tokens, count, begin, end, then);
-    case Format::kInt4: return gated_panels<Int4>(gate, up, x, tokens, count, begin, end, then);
+    case Format::kBf16:
+      return gated_panels<Bf16>(gate, up, x, tokens, count, begin, end, then);
+    case Format::kFp8:
+      return gated_panels<Fp8>(gate, up, x, tokens, count, begin, end, then);
+    case Format::kInt8:
+      return gated_panels<Int8>(gate, up, x, tokens, count, begin, end, then);
+    case Format::kInt4:
+      return gated_panels<Int4>(gate, up, x, tokens, count, begin, end, then);
   }
 }

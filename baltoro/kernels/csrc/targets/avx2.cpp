@@ -175,11 +175,11 @@ static inline void store_pairs(uint16_t* to, F16 first, F16 second) {
 static constexpr int kTokens = 2;  // 8 of 16 registers for sums
 static constexpr int kQueries = 2;
 
-#include "../product.inl"
 #include "../attention.inl"
+#include "../product.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx2", prepare, product, gated, weighted, attend,
-                               read_all,  multiply_bytes, multiply_floats};
+extern const Target kernels = {"avx2", prepare,  product,        gated,          weighted,
+                               attend, read_all, multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::avx2

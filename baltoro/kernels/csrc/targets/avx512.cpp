@@ -43,9 +43,7 @@ struct Bytes {
 };
 
 static inline Bytes low_halves(Bytes b) { return {_mm512_and_si512(b.v, _mm512_set1_epi8(15))}; }
-static inline Bytes high_halves(Bytes b) {
-  return {_mm512_and_si512(_mm512_srli_epi16(b.v, 4), _mm512_set1_epi8(15))};
-}
+static inline Bytes high_halves(Bytes b) { return {_mm512_and_si512(_mm512_srli_epi16(b.v, 4), _mm512_set1_epi8(15))}; }
 static inline Bytes either(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
 static inline uint32_t folded(Bytes b) { return static_cast<uint32_t>(_mm512_reduce_or_epi32(b.v)); }
 static inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
@@ -100,9 +98,11 @@ static constexpr Table kTable = make_table();
 static inline Pairs pairs_fp8(const uint8_t* from) {
   const __m512i bytes = _mm512_loadu_si512(from);
   // The lookups read the lower seven bits of each byte, the sign is put back into the upper half.
-  const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.low), bytes, _mm512_load_si512(kTable.low + 64));
+  const __m512i low =
+      _mm512_permutex2var_epi8(_mm512_load_si512(kTable.low), bytes, _mm512_load_si512(kTable.low + 64));
   __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(kTable.high), bytes, _mm512_load_si512(kTable.high + 64));
-  high = _mm512_ternarylogic_epi32(high, bytes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);  // high | bytes & 0x80
+  high =
+      _mm512_ternarylogic_epi32(high, bytes, _mm512_set1_epi8(static_cast<char>(0x80)), 0xF8);  // high | bytes & 0x80
   return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
 }
 
@@ -136,14 +136,14 @@ static inline void store_pairs(uint16_t* to, F16 first, F16 second) {
   _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
-static constexpr int kTokens = 6;  // 12 sums in all 32 registers; with fp8 another 12, 4 weights and 4 tables
+static constexpr int kTokens = 6;   // 12 sums in all 32 registers; with fp8 another 12, 4 weights and 4 tables
 static constexpr int kQueries = 8;  // 16 sums, 2 rows; divides K2's 32 heads a panel pair
 
-#include "../product.inl"
 #include "../attention.inl"
+#include "../product.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx512", prepare, product, gated, weighted, attend,
-                               read_all,  multiply_bytes, multiply_floats};
+extern const Target kernels = {"avx512", prepare,  product,        gated,          weighted,
+                               attend,   read_all, multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::avx512

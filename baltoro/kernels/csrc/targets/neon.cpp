@@ -71,8 +71,7 @@ static inline I16 nearest(F16 x) {
 }
 static inline F16 power_of_two(I16 n) {
   F16 all;
-  for (int i = 0; i < 4; ++i)
-    all.v[i] = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[i], vdupq_n_s32(127)), 23));
+  for (int i = 0; i < 4; ++i) all.v[i] = vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n.v[i], vdupq_n_s32(127)), 23));
   return all;
 }
 
@@ -214,11 +213,11 @@ static inline void store_pairs(uint16_t* to, F16 first, F16 second) {
 static constexpr int kTokens = 2;  // 16 of 32 registers for sums
 static constexpr int kQueries = 2;
 
-#include "../product.inl"
 #include "../attention.inl"
+#include "../product.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"neon",   prepare,  product,        gated,          weighted,
-                               attend,   read_all, multiply_bytes, multiply_floats};
+extern const Target kernels = {"neon", prepare,  product,        gated,          weighted,
+                               attend, read_all, multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::neon

@@ -203,11 +203,11 @@ static inline void store_pairs(uint16_t* to, const F16& first, const F16& second
 static constexpr int kTokens = 4;
 static constexpr int kQueries = 4;
 
-#include "../product.inl"
 #include "../attention.inl"
+#include "../product.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"scalar", prepare, product, gated, weighted, attend,
-                               read_all,  multiply_bytes, multiply_floats};
+extern const Target kernels = {"scalar", prepare,  product,        gated,          weighted,
+                               attend,   read_all, multiply_bytes, multiply_floats};
 
 }  // namespace baltoro::scalar
