@@ -102,7 +102,7 @@ class LLM:
         bfloat16 and float32 for all others.
         `format`: what the projections are kept in, see kernels/formats.py. None keeps large models in block-fp8 as they
         are, a byte a weight, and all others in `dtype`. Packed models cache in bfloat16, others in `dtype`.
-        `threads`: CPU threads of this whole process, for torch has one number for all.
+        `threads`: CPU threads of this whole process, for torch has one number for all. None: as many as it may use.
         """
         from baltoro import counts
         from baltoro.config import ModelConfig, resolve
@@ -115,13 +115,13 @@ class LLM:
         import torch  # seconds: after what can be refused at once
 
         from baltoro.engine.engine import Engine, EngineConfig
+        from baltoro.kernels import cpus
         from baltoro.model.load import load
 
         config = ModelConfig.open(directory)
         tokenizer = Tokenizer.open(directory)
         check_vocabulary(tokenizer, config.vocab_size)
-        if threads is not None:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(min(torch.get_num_threads(), cpus.usable()) if threads is None else threads)
         small = counts.parameters(config) < SMALL_PARAMETERS
         shipped_in_fp8 = config.weight_block_size is not None
         if dtype is None:

@@ -28,7 +28,7 @@ class Slab:
     def __init__(self, nbytes: int) -> None:
         self._used = 0
         try:
-            memory = mmap.mmap(-1, nbytes + HUGE_PAGE)
+            memory = _private(nbytes + HUGE_PAGE)
         except (OSError, ValueError, OverflowError) as error:
             raise BaltoroError(
                 f"{nbytes / 1e9:.1f} GB of memory for weights cannot be had: {error}", hint="take a smaller --format"
@@ -47,6 +47,13 @@ class Slab:
         assert end <= len(self._memory), f"a slab of {len(self._memory)} bytes is too small for {end}"
         self._used = end
         return self._memory[start:end].view(dtype).view(shape)
+
+
+def _private(nbytes: int) -> mmap.mmap:
+    """Shared memory, Python's default, has a switch of its own for huge pages, which is mostly off."""
+    if sys.platform == "win32":
+        return mmap.mmap(-1, nbytes)
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def aligned(nbytes: int) -> int:

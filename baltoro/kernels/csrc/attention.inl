@@ -6,6 +6,8 @@
 //   in_order(F16 (&sum)[2])                               the 32 sums by their columns
 //   store_pairs(uint16_t*, F16, F16)                      16 pairs of bf16
 
+#include "product.inl"
+
 static constexpr int kColumns = 32;     // of values, held in registers for kQueries queries at once
 static constexpr int64_t kChunk = 512;  // keys whose scores are made at once
 static constexpr int64_t kLanes = 2 * kPanel;

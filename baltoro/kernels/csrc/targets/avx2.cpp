@@ -176,7 +176,6 @@ static constexpr int kTokens = 2;  // 8 of 16 registers for sums
 static constexpr int kQueries = 2;
 
 #include "../attention.inl"
-#include "../product.inl"
 #include "../roof.inl"
 
 extern const Target kernels = {"avx2", prepare,  product,        gated,          weighted,

@@ -140,7 +140,6 @@ static constexpr int kTokens = 6;   // 12 sums in all 32 registers; with fp8 ano
 static constexpr int kQueries = 8;  // 16 sums, 2 rows; divides K2's 32 heads a panel pair
 
 #include "../attention.inl"
-#include "../product.inl"
 #include "../roof.inl"
 
 extern const Target kernels = {"avx512", prepare,  product,        gated,          weighted,

@@ -214,7 +214,6 @@ static constexpr int kTokens = 2;  // 16 of 32 registers for sums
 static constexpr int kQueries = 2;
 
 #include "../attention.inl"
-#include "../product.inl"
 #include "../roof.inl"
 
 extern const Target kernels = {"neon", prepare,  product,        gated,          weighted,

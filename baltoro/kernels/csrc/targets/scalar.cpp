@@ -204,7 +204,6 @@ static constexpr int kTokens = 4;
 static constexpr int kQueries = 4;
 
 #include "../attention.inl"
-#include "../product.inl"
 #include "../roof.inl"
 
 extern const Target kernels = {"scalar", prepare,  product,        gated,          weighted,
