@@ -18,7 +18,7 @@ CPP := $(shell find baltoro/kernels/csrc tests/native -name "*.cpp" -o -name "*.
 .PHONY: help install format check check-native test docs bench serve clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s%s\n", $$1, $$2}' Makefile
 
 install: $(VENV)/.ready  ## .venv with baltoro, ready to serve
 
