@@ -128,8 +128,13 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
 
 
 def pack_fp8(q: Tensor, scale_inv: Tensor) -> Packed:
-    """Block-fp8 as weights/fp8.py has it, its bytes in another order."""
+    """Block-fp8 as weights/fp8.py has it, its bytes in another order. A weight or scale that is no number: refused."""
     O, I = q.shape[-2:]
+    if bool((q.view(torch.uint8) & 0x7F == 0x7F).any()) or not bool(scale_inv.isfinite().all()):
+        raise BaltoroError(
+            f"a block-fp8 weight of shape {tuple(q.shape)} or its scales hold inf or nan",
+            hint="the file is damaged, or the training run that wrote it has diverged; fetch it again",
+        )
     scales = scale_inv.float().repeat_interleave(BLOCK // PANEL, -2)[..., : -(-O // PANEL), :].contiguous()
     return Packed("fp8", O, I, BLOCK, _panels(q.view(torch.uint8), "fp8"), scales)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from baltoro.config import ModelConfig
 from baltoro.errors import BaltoroError
 from baltoro.kernels import formats, ops
-from baltoro.kernels.formats import Format, Packed
+from baltoro.kernels.formats import FORMATS, Format, Packed
 from baltoro.kernels.slab import Slab, aligned
 
 
@@ -102,7 +102,7 @@ def read_roof(weights: Tensor, target: str) -> float:
 
 def peak(format: Format, target: str) -> float:
     """GFLOP/s (a product counts as two) of the instruction that this format is multiplied with."""
-    return ops.native().multiply_roof(target, format in ("int8", "int4"), torch.get_num_threads()) / 1e9
+    return ops.native().multiply_roof(target, FORMATS.index(format), torch.get_num_threads()) / 1e9
 
 
 def rows(

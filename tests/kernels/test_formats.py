@@ -130,3 +130,14 @@ def test_inf_and_nan_are_refused_not_rounded() -> None:
     for format in ("int8", "int4"):
         with pytest.raises(BaltoroError, match="inf or nan"):
             formats.pack(w, format)
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_fp8_codes_and_scales_that_are_no_numbers_are_refused(code: int) -> None:
+    q, scales = torch.zeros(20, 130, dtype=torch.uint8), torch.ones(1, 2)
+    q[19, 129] = code
+    with pytest.raises(BaltoroError, match=r"\(20, 130\) or its scales hold inf or nan"):
+        formats.pack_fp8(q.view(torch.float8_e4m3fn), scales)
+    q[19, 129], scales[0, 1] = 0x7E, torch.nan
+    with pytest.raises(BaltoroError, match="inf or nan"):
+        formats.pack_fp8(q.view(torch.float8_e4m3fn), scales)

@@ -10,7 +10,7 @@ from baltoro.model.batch import Batch, LatentCache, Layout
 from baltoro.model.transformer import Transformer
 from tests.model.random_models import SHAPES, random_ids, random_model
 
-CLOSE = 5e-5  # float32 sums in another order; logits are of size 10
+CLOSE = 1e-4  # float32 sums in another order, which differs by CPU (5.1e-5 seen on one with AMX); logits are of size 10
 
 
 @pytest.fixture(scope="module", params=["k2", "deepseek"])

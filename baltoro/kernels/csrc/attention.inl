@@ -48,7 +48,7 @@ static void attend(const Matrix& queries, const KeyRows& rows, int64_t begin, in
       tokens[i] = {static_cast<int32_t>(slot), static_cast<int32_t>(i), 1.0f};
       values[i] = rows.values + slot * rows.value_stride;
     }
-    product(queries, inputs, tokens, count, 0, panels(queries), scores, kLanes);
+    product(queries, inputs, tokens, count, 0, panels(queries), nullptr, scores, kLanes);
     for (int64_t i = past + 1 - start > 0 ? past + 1 - start : 0; i < count; ++i)  // query l sees keys 0 .. past + l
       for (int64_t l = 0; l < lanes && l < start + i - past; ++l) scores[i * kLanes + l] = -3.0e38f;
 

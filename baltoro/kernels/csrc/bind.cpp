@@ -42,12 +42,12 @@ NB_MODULE(_native, m) {
 
   m.def(
       "multiply_roof",
-      [](const std::string& target, bool bytes, int threads) {
+      [](const std::string& target, int format, int threads) {
         const baltoro::Target& kernels = baltoro::target(target);
         nb::gil_scoped_release released;
-        return baltoro::multiply_roof(kernels, bytes, threads);
+        return baltoro::multiply_roof(kernels, static_cast<baltoro::Format>(format), threads);
       },
-      nb::arg("target"), nb::arg("bytes"), nb::arg("threads"));
+      nb::arg("target"), nb::arg("format"), nb::arg("threads"));
 
   m.def(
       "matmul",

@@ -45,7 +45,7 @@ static inline int64_t panel_scale_bytes(const Matrix& w) { return groups(w) * (i
 struct Inputs {
   uint8_t* values;  // row r begins at r * row_bytes
   float* scales;    // (rows, groups)
-  int32_t* sums;    // (rows, groups): of the bytes, to take back what was added to the weights
+  int32_t* starts;  // (rows, groups): where a sum begins, to take back what was added to the weights
   int64_t row_bytes, groups;
 };
 
@@ -80,9 +80,10 @@ struct Target {
   // Row `row` of x (I,) float32 into `to`.
   void (*prepare)(const Matrix& w, const float* x, const Inputs& to, int64_t row);
 
-  // y[out] = w x[row], for outputs of the panels [begin, end). y(., stride).
+  // y[out] = w x[row], for outputs of the panels [begin, end). y(., stride). `next`: where the panels lie that this
+  // thread wants after these, or null; they are asked for in time.
   void (*product)(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
-                  float* y, int64_t stride);
+                  const uint8_t* next, float* y, int64_t stride);
 
   // y[out] = silu(gate x[row]) * up x[row]
   void (*gated)(const Matrix& gate, const Matrix& up, const Inputs& x, const Token* tokens, int64_t count,
@@ -90,7 +91,7 @@ struct Target {
 
   // y[out] += weight * (w x[row])
   void (*weighted)(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
-                   float* y, int64_t stride);
+                   const uint8_t* next, float* y, int64_t stride);
 
   // Adds keys [begin, end) to what the queries have seen: bf16, one output of the matrix a query. Query q sees keys
   // 0 .. past + q.
@@ -98,9 +99,9 @@ struct Target {
                  Attended& state);
 
   // For measuring what is possible, see roof.inl.
+  int densest_ints, densest_floats, roof_sums;
   uint32_t (*read_all)(const uint8_t* from, int64_t bytes);
-  uint32_t (*multiply_bytes)(int64_t rounds, const uint8_t* weights, const int8_t* x);
-  uint32_t (*multiply_floats)(int64_t rounds, const uint8_t* weights, const uint16_t* x);
+  uint32_t (*multiply)(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x);
 };
 
 // Names of the targets that this CPU can run, slowest first; never empty.
@@ -134,7 +135,8 @@ void causal_attention(const Target& target, const float* q, const uint16_t* k, c
 // Bytes a second when `threads` threads read `bytes` bytes (a multiple of 512 times threads) once.
 double read_roof(const Target& target, const uint8_t* from, int64_t bytes, int threads);
 
-// Multiplications and additions a second (a product counts as two) of bytes, or of bf16 numbers, from registers.
-double multiply_roof(const Target& target, bool bytes, int threads);
+// Multiplications and additions a second (a product counts as two) of what this format is multiplied with, from
+// registers.
+double multiply_roof(const Target& target, Format format, int threads);
 
 }  // namespace baltoro

@@ -5,15 +5,18 @@
 //   F16     16 floats                set(float)  load(const float*)  load_bf16(const uint16_t*)  store(float*, v)
 //           + - * /  min  max        to_float(I16)  nearest(F16) -> I16  power_of_two(I16) -> F16
 //   kInt8Offset                      what dot_int8 leaves added to each weight: 128 or 0
-//   dot_int8(I16, Bytes, const int8_t* x)   plus 4 products an output; dot_int4 the same for halves (0 .. 15)
-//   Pairs   4 inputs of 16 outputs   pairs_bf16(const uint8_t*)  pairs_fp8(const uint8_t*)
-//   dot_pairs(F16, Pairs, const uint16_t* x)
-//   kTokens                          tokens beside two panels that fit into the registers
+//   dot_int8(I16, Bytes, const int8_t* x)   plus 4 products an output; dot_int4(Int4Sum, ...) the same for halves (0 ..
+//   15) Int4Sum                          I16, or sums of at most kInt4Run inputs: zero()  operator+(I16, Int4Sum)
+//   pairs_bf16(const uint8_t*)       4 inputs of 16 outputs, as is pairs_fp8(const uint8_t*)
+//   dot_pairs(F16 (&sum)[T], pairs, const uint16_t* const (&x)[T], at)   plus 4 products an output, of T tokens
+//   Fp8Mode                          lives while fp8 weights are multiplied
+//   kTokens                          tokens of a tile
+//   kPairTokens                      up to so many, two panels' sums fit into the registers
 //
 // Everything is `static` or in that namespace, and no standard header's inline functions are used: the linker could
 // otherwise pick an AVX-512 copy of one for the scalar target.
 
-static constexpr int64_t kAhead = 1024;  // bytes of a panel that are asked for before they are needed
+static constexpr int64_t kAhead = 6144;  // bytes that are asked for before they are needed, at least
 
 // --- activations -----------------------------------------------------------------------------------------------
 
@@ -42,7 +45,8 @@ static void prepare_floats(int64_t inputs, int64_t padded, const float* x, uint1
 
 // The largest of a group becomes 127. It is found among the bit patterns: there a NaN is larger than all numbers, so
 // that it reaches the scale and from there every result.
-static void prepare_bytes(int64_t inputs, int64_t group, const float* x, int8_t* values, float* scales, int32_t* sums) {
+static void prepare_bytes(int64_t inputs, int64_t group, int32_t offset, const float* x, int8_t* values, float* scales,
+                          int32_t* starts) {
   for (int64_t g = 0; g < inputs / group; ++g) {
     const float* from = x + g * group;
     uint32_t largest = 0;
@@ -61,15 +65,15 @@ static void prepare_bytes(int64_t inputs, int64_t group, const float* x, int8_t*
       values[g * group + i] = byte;
       sum += byte;
     }
-    sums[g] = sum;
+    starts[g] = -offset * sum;
   }
 }
 
 static void prepare(const Matrix& w, const float* x, const Inputs& to, int64_t row) {
   uint8_t* values = to.values + row * to.row_bytes;
   if (is_integer(w))
-    prepare_bytes(w.inputs, w.group, x, reinterpret_cast<int8_t*>(values), to.scales + row * to.groups,
-                  to.sums + row * to.groups);
+    prepare_bytes(w.inputs, w.group, w.format == Format::kInt8 ? kInt8Offset : 8, x, reinterpret_cast<int8_t*>(values),
+                  to.scales + row * to.groups, to.starts + row * to.groups);
   else
     prepare_floats(w.inputs, to.row_bytes / 2, x, reinterpret_cast<uint16_t*>(values));
 }
@@ -81,7 +85,9 @@ struct Floats {};
 
 struct Int8 {
   using Tile = Integers;
-  static constexpr int inputs = 4;  // a chunk
+  using Sum = I16;
+  static constexpr int inputs = 4;   // a chunk
+  static constexpr int64_t run = 0;  // inputs that a Sum holds; 0: any number
   static constexpr int32_t offset = kInt8Offset;
   Bytes weights;
 
@@ -91,7 +97,9 @@ struct Int8 {
 
 struct Int4 {
   using Tile = Integers;
+  using Sum = Int4Sum;
   static constexpr int inputs = 8;
+  static constexpr int64_t run = kInt4Run;
   static constexpr int32_t offset = 8;
   Bytes low, high;
 
@@ -99,56 +107,77 @@ struct Int4 {
     const Bytes both = Bytes::load(from);
     return {low_halves(both), high_halves(both)};
   }
-  I16 dot(I16 sum, const int8_t* x) const { return dot_int4(dot_int4(sum, low, x), high, x + 4); }
+  Sum dot(Sum sum, const int8_t* x) const { return dot_int4(dot_int4(sum, low, x), high, x + 4); }
 };
 
 struct Fp8 {
   using Tile = Floats;
   static constexpr int bytes = 64;  // of four inputs
-  static Pairs load(const uint8_t* from) { return pairs_fp8(from); }
+  static auto load(const uint8_t* from) { return pairs_fp8(from); }
 };
 
 struct Bf16 {
   using Tile = Floats;
   static constexpr int bytes = 128;
-  static Pairs load(const uint8_t* from) { return pairs_bf16(from); }
+  static auto load(const uint8_t* from) { return pairs_bf16(from); }
 };
 
-// Where PANELS panels of weights begin, of one matrix or of gate and up.
+// Where PANELS panels of weights begin, of one matrix or of gate and up, and what is asked for while they are read.
 template <int PANELS>
 struct Panels {
   const uint8_t* data[PANELS];
   const uint8_t* scales[PANELS];
+  const uint8_t* ahead[PANELS];
+
+  Panels<1> only(int p) const { return {{data[p]}, {scales[p]}, {ahead[p]}}; }
 };
 
 // --- tiles: PANELS x TOKENS results in registers ---------------------------------------------------------------
+
+// Adds up the inputs [begin, end) of a group.
+template <class Weights, int PANELS, int TOKENS, class Sum>
+static inline void dot_run(Panels<PANELS>& at, const int8_t* const (&values)[TOKENS], int64_t begin, int64_t end,
+                           Sum (&dots)[PANELS][TOKENS]) {
+  for (int64_t i = begin; i < end; i += Weights::inputs) {
+    Weights weights[PANELS];
+    for (int p = 0; p < PANELS; ++p) {
+      prefetch(at.ahead[p]);
+      weights[p] = Weights::load(at.data[p]);
+      at.data[p] += 64, at.ahead[p] += 64;
+    }
+    for (int t = 0; t < TOKENS; ++t)
+      for (int p = 0; p < PANELS; ++p) dots[p][t] = weights[p].dot(dots[p][t], values[t] + i);
+  }
+}
 
 template <class Weights, int PANELS, int TOKENS>
 static inline void tile(const Matrix& w, Panels<PANELS> at, const Inputs& x, const Token* tokens,
                         F16 (&sum)[PANELS][TOKENS], Integers) {
   const int8_t* values[TOKENS];
   const float* scales[TOKENS];
-  const int32_t* sums[TOKENS];
+  const int32_t* starts[TOKENS];
   for (int t = 0; t < TOKENS; ++t) {
     const int64_t row = tokens[t].row;
     values[t] = reinterpret_cast<const int8_t*>(x.values) + row * x.row_bytes;
     scales[t] = x.scales + row * x.groups;
-    sums[t] = x.sums + row * x.groups;
+    starts[t] = x.starts + row * x.groups;
     for (int p = 0; p < PANELS; ++p) sum[p][t] = F16::set(0.0f);
   }
   for (int64_t g = 0; g < x.groups; ++g) {
     I16 dots[PANELS][TOKENS];
     for (int t = 0; t < TOKENS; ++t)
-      for (int p = 0; p < PANELS; ++p) dots[p][t] = I16::set(-Weights::offset * sums[t][g]);
-    for (int64_t i = 0; i < w.group; i += Weights::inputs) {
-      Weights weights[PANELS];
-      for (int p = 0; p < PANELS; ++p) {
-        prefetch(at.data[p] + kAhead);
-        weights[p] = Weights::load(at.data[p]);
-        at.data[p] += 64;
+      for (int p = 0; p < PANELS; ++p) dots[p][t] = I16::set(Weights::offset ? starts[t][g] : 0);
+    if constexpr (Weights::run == 0) {
+      dot_run<Weights>(at, values, 0, w.group, dots);
+    } else {
+      for (int64_t begin = 0; begin < w.group; begin += Weights::run) {
+        typename Weights::Sum part[PANELS][TOKENS];
+        for (int t = 0; t < TOKENS; ++t)
+          for (int p = 0; p < PANELS; ++p) part[p][t] = Weights::Sum::zero();
+        dot_run<Weights>(at, values, begin, begin + Weights::run < w.group ? begin + Weights::run : w.group, part);
+        for (int t = 0; t < TOKENS; ++t)
+          for (int p = 0; p < PANELS; ++p) dots[p][t] = dots[p][t] + part[p][t];
       }
-      for (int t = 0; t < TOKENS; ++t)
-        for (int p = 0; p < PANELS; ++p) dots[p][t] = weights[p].dot(dots[p][t], values[t] + i);
     }
     for (int p = 0; p < PANELS; ++p) {
       const F16 scale = F16::load_bf16(reinterpret_cast<const uint16_t*>(at.scales[p]));
@@ -173,16 +202,12 @@ static inline void tile(const Matrix& w, Panels<PANELS> at, const Inputs& x, con
     F16 part[PANELS][TOKENS];
     for (int t = 0; t < TOKENS; ++t)
       for (int p = 0; p < PANELS; ++p) part[p][t] = F16::set(0.0f);
-    for (int64_t i = start; i < end; i += 4) {
-      Pairs weights[PANELS];
+    for (int64_t i = start; i < end; i += 4)
       for (int p = 0; p < PANELS; ++p) {
-        prefetch(at.data[p] + kAhead);
-        weights[p] = Weights::load(at.data[p]);
-        at.data[p] += Weights::bytes;
+        for (int line = 0; line < Weights::bytes; line += 64) prefetch(at.ahead[p] + line);
+        dot_pairs(part[p], Weights::load(at.data[p]), values, i);
+        at.data[p] += Weights::bytes, at.ahead[p] += Weights::bytes;
       }
-      for (int t = 0; t < TOKENS; ++t)
-        for (int p = 0; p < PANELS; ++p) part[p][t] = dot_pairs(part[p][t], weights[p], values[t] + i);
-    }
     for (int p = 0; p < PANELS; ++p) {
       float scale = 1.0f;
       if (groups(w) > 0) {
@@ -272,26 +297,34 @@ template <class Weights, int PANELS, int TOKENS, class Then>
 static void some_tokens(const Matrix& w, const Panels<PANELS>& at, int64_t panel, const Inputs& x, const Token* tokens,
                         const Then& then) {
   F16 sum[PANELS][TOKENS];
-  tile<Weights, PANELS, TOKENS>(w, at, x, tokens, sum, typename Weights::Tile{});
+  if constexpr (PANELS == 1 || TOKENS <= kPairTokens) {
+    tile<Weights, PANELS, TOKENS>(w, at, x, tokens, sum, typename Weights::Tile{});
+  } else {
+    for (int p = 0; p < PANELS; ++p) {
+      F16 one[1][TOKENS];
+      tile<Weights, 1, TOKENS>(w, at.only(p), x, tokens, one, typename Weights::Tile{});
+      for (int t = 0; t < TOKENS; ++t) sum[p][t] = one[0][t];
+    }
+  }
   then(tokens, panel, sum);
 }
 
+template <class Weights, int PANELS, int TOKENS, class Then>
+static void so_many_tokens(int64_t count, const Matrix& w, const Panels<PANELS>& at, int64_t panel, const Inputs& x,
+                           const Token* tokens, const Then& then) {
+  if (count == TOKENS) return some_tokens<Weights, PANELS, TOKENS>(w, at, panel, x, tokens, then);
+  if constexpr (TOKENS > 1) so_many_tokens<Weights, PANELS, TOKENS - 1>(count, w, at, panel, x, tokens, then);
+}
+
+// In tiles that are as even as can be: 7 tokens as 4 and 3, since a tile of one costs much more than a sixth of one of
+// six.
 template <class Weights, int PANELS, class Then>
 static void all_tokens(const Matrix& w, const Panels<PANELS>& at, int64_t panel, const Inputs& x, const Token* tokens,
                        int64_t count, const Then& then) {
-  for (; count >= kTokens; count -= kTokens, tokens += kTokens)
-    some_tokens<Weights, PANELS, kTokens>(w, at, panel, x, tokens, then);
-  switch (count) {
-    case 1:
-      return some_tokens<Weights, PANELS, 1>(w, at, panel, x, tokens, then);
-    case 2:
-      return some_tokens < Weights, PANELS, kTokens<2 ? kTokens : 2>(w, at, panel, x, tokens, then);
-    case 3:
-      return some_tokens < Weights, PANELS, kTokens<3 ? kTokens : 3>(w, at, panel, x, tokens, then);
-    case 4:
-      return some_tokens < Weights, PANELS, kTokens<4 ? kTokens : 4>(w, at, panel, x, tokens, then);
-    case 5:
-      return some_tokens < Weights, PANELS, kTokens<5 ? kTokens : 5>(w, at, panel, x, tokens, then);
+  for (int64_t tiles = (count + kTokens - 1) / kTokens; tiles > 0; --tiles) {
+    const int64_t now = (count + tiles - 1) / tiles;
+    so_many_tokens<Weights, PANELS, kTokens>(now, w, at, panel, x, tokens, then);
+    tokens += now, count -= now;
   }
 }
 
@@ -301,39 +334,54 @@ static const uint8_t* panel_scales(const Matrix& w, int64_t panel) {
   return groups(w) > 0 ? w.scales + panel * panel_scale_bytes(w) : w.scales;
 }
 
+// What to ask for while panel p of [begin, end) is read: the panel that comes some kilobytes later, there or at `next`.
+// Asking again for what is being read costs nothing.
+static const uint8_t* ahead_of(const Matrix& w, int64_t p, int64_t step, int64_t end, const uint8_t* next) {
+  const int64_t bytes = panel_bytes(w), ahead = p + (kAhead + step * bytes - 1) / (step * bytes) * step;
+  if (ahead < end) return panel_data(w, ahead);
+  return next ? next + (ahead - end) * bytes : panel_data(w, p);
+}
+
 template <class Weights, class Then>
 static void all_panels(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
-                       const Then& then) {
+                       const uint8_t* next, const Then& then) {
   int64_t p = begin;
   for (; p + 2 <= end; p += 2)
-    all_tokens<Weights, 2>(w, {{panel_data(w, p), panel_data(w, p + 1)}, {panel_scales(w, p), panel_scales(w, p + 1)}},
+    all_tokens<Weights, 2>(w,
+                           {{panel_data(w, p), panel_data(w, p + 1)},
+                            {panel_scales(w, p), panel_scales(w, p + 1)},
+                            {ahead_of(w, p, 2, end, next), ahead_of(w, p + 1, 2, end, next)}},
                            p, x, tokens, count, then);
-  if (p < end) all_tokens<Weights, 1>(w, {{panel_data(w, p)}, {panel_scales(w, p)}}, p, x, tokens, count, then);
+  if (p < end)
+    all_tokens<Weights, 1>(w, {{panel_data(w, p)}, {panel_scales(w, p)}, {ahead_of(w, p, 2, end, next)}}, p, x, tokens,
+                           count, then);
 }
 
 template <class Then>
 static void by_format(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
-                      const Then& then) {
+                      const uint8_t* next, const Then& then) {
   switch (w.format) {
     case Format::kBf16:
-      return all_panels<Bf16>(w, x, tokens, count, begin, end, then);
-    case Format::kFp8:
-      return all_panels<Fp8>(w, x, tokens, count, begin, end, then);
+      return all_panels<Bf16>(w, x, tokens, count, begin, end, next, then);
+    case Format::kFp8: {
+      const Fp8Mode mode;
+      return all_panels<Fp8>(w, x, tokens, count, begin, end, next, then);
+    }
     case Format::kInt8:
-      return all_panels<Int8>(w, x, tokens, count, begin, end, then);
+      return all_panels<Int8>(w, x, tokens, count, begin, end, next, then);
     case Format::kInt4:
-      return all_panels<Int4>(w, x, tokens, count, begin, end, then);
+      return all_panels<Int4>(w, x, tokens, count, begin, end, next, then);
   }
 }
 
 static void product(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
-                    float* y, int64_t stride) {
-  by_format(w, x, tokens, count, begin, end, Replace{y, stride, w.outputs});
+                    const uint8_t* next, float* y, int64_t stride) {
+  by_format(w, x, tokens, count, begin, end, next, Replace{y, stride, w.outputs});
 }
 
 static void weighted(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
-                     float* y, int64_t stride) {
-  by_format(w, x, tokens, count, begin, end, Add{y, stride, w.outputs});
+                     const uint8_t* next, float* y, int64_t stride) {
+  by_format(w, x, tokens, count, begin, end, next, Add{y, stride, w.outputs});
 }
 
 template <class Weights>
@@ -341,8 +389,10 @@ static void gated_panels(const Matrix& gate, const Matrix& up, const Inputs& x, 
                          int64_t begin, int64_t end, const Gate& then) {
   for (int64_t p = begin; p < end; ++p)
     all_tokens<Weights, 2>(gate,
-                           {{panel_data(gate, p), panel_data(up, p)}, {panel_scales(gate, p), panel_scales(up, p)}}, p,
-                           x, tokens, count, then);
+                           {{panel_data(gate, p), panel_data(up, p)},
+                            {panel_scales(gate, p), panel_scales(up, p)},
+                            {ahead_of(gate, p, 1, end, nullptr), ahead_of(up, p, 1, end, nullptr)}},
+                           p, x, tokens, count, then);
 }
 
 static void gated(const Matrix& gate, const Matrix& up, const Inputs& x, const Token* tokens, int64_t count,
@@ -351,8 +401,10 @@ static void gated(const Matrix& gate, const Matrix& up, const Inputs& x, const T
   switch (gate.format) {
     case Format::kBf16:
       return gated_panels<Bf16>(gate, up, x, tokens, count, begin, end, then);
-    case Format::kFp8:
+    case Format::kFp8: {
+      const Fp8Mode mode;
       return gated_panels<Fp8>(gate, up, x, tokens, count, begin, end, then);
+    }
     case Format::kInt8:
       return gated_panels<Int8>(gate, up, x, tokens, count, begin, end, then);
     case Format::kInt4:

@@ -9,24 +9,32 @@ namespace baltoro {
 
 namespace {
 
-// Panels a thread takes at once: some hundred kilobytes of K2's experts. Even, so that panels go in pairs.
-constexpr int64_t kStripe = 8;
+// What threads take at once of `panels` panels, `times` over: an even number, so that panels go in pairs; long, since
+// at the beginning of each the memory is waited for; but short enough for each thread to have some.
+struct Stripes {
+  int64_t panels, length, count;
 
-int64_t stripes(int64_t panels) { return (panels + kStripe - 1) / kStripe; }
+  Stripes(int64_t panels, int64_t times, int threads) : panels(panels) {
+    length = std::clamp<int64_t>(panels * times / (8 * threads) / 2 * 2, 4, 32);
+    count = (panels + length - 1) / length;
+  }
+  int64_t begin(int64_t stripe) const { return stripe * length; }
+  int64_t end(int64_t stripe) const { return std::min(panels, (stripe + 1) * length); }
+};
 
 // What Inputs points into, with room for `rows`; kept by the thread from call to call.
 struct Room {
   std::vector<uint8_t> values;
   std::vector<float> scales;
-  std::vector<int32_t> sums;
+  std::vector<int32_t> starts;
 
   Inputs inputs_of(const Matrix& w, int64_t rows) {
     const int64_t row_bytes = is_integer(w) ? w.inputs : (w.inputs + 3) / 4 * 8;
     const int64_t row_groups = is_integer(w) ? groups(w) : 0;
     values.resize(std::max<size_t>(values.size(), rows * row_bytes));
     scales.resize(std::max<size_t>(scales.size(), rows * row_groups));
-    sums.resize(std::max<size_t>(sums.size(), rows * row_groups));
-    return {values.data(), scales.data(), sums.data(), row_bytes, row_groups};
+    starts.resize(std::max<size_t>(starts.size(), rows * row_groups));
+    return {values.data(), scales.data(), starts.data(), row_bytes, row_groups};
   }
 };
 
@@ -51,10 +59,11 @@ void matmul(const Target& target, const Matrix& w, const float* x, float* y, int
   tokens.clear();
   for (int64_t t = 0; t < T; ++t) tokens.push_back({static_cast<int32_t>(t), static_cast<int32_t>(t), 1.0f});
   const Token* all = tokens.data();
+  const Stripes stripes(panels(w), 1, threads);
   auto work = [&, all](int64_t stripe) {
-    target.product(w, inputs, all, T, stripe * kStripe, std::min((stripe + 1) * kStripe, panels(w)), y, w.outputs);
+    target.product(w, inputs, all, T, stripes.begin(stripe), stripes.end(stripe), nullptr, y, w.outputs);
   };
-  parallel_for(threads, stripes(panels(w)), work);
+  parallel_for(threads, stripes.count, work);
 }
 
 void matmul_each(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int64_t H, int threads) {
@@ -70,7 +79,7 @@ void matmul_each(const Target& target, const Matrix& w, const float* x, float* y
     }
   const Token* all = tokens.data();
   auto work = [&, all](int64_t h) {
-    target.product(of_expert(w, h), inputs, all + h * T, T, 0, panels(w), y, w.outputs);
+    target.product(of_expert(w, h), inputs, all + h * T, T, 0, panels(w), nullptr, y, w.outputs);
   };
   parallel_for(threads, H, work);
 }
@@ -106,24 +115,27 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
   float* h = hidden.data();
 
   prepare_rows(target, gate, x, inputs, T, threads);
-  const int64_t gate_stripes = stripes(panels(gate));
+  const Stripes narrow(panels(gate), num_busy, threads);
   auto enter = [&, first, begin, who, h](int64_t index) {
-    const int64_t e = who[index / gate_stripes], p = index % gate_stripes * kStripe;
-    target.gated(of_expert(gate, e), of_expert(up, e), inputs, first + begin[e], begin[e + 1] - begin[e], p,
-                 std::min(p + kStripe, panels(gate)), h, width);
+    const int64_t e = who[index / narrow.count], stripe = index % narrow.count;
+    target.gated(of_expert(gate, e), of_expert(up, e), inputs, first + begin[e], begin[e + 1] - begin[e],
+                 narrow.begin(stripe), narrow.end(stripe), h, width);
   };
-  parallel_for(threads, num_busy * gate_stripes, enter);
+  parallel_for(threads, num_busy * narrow.count, enter);
 
   prepare_rows(target, down, h, hidden_inputs, pairs, threads);
+  const Stripes wide(panels(down), 1, threads);
   auto leave = [&, second, begin, who](int64_t stripe) {
-    const int64_t p = stripe * kStripe, end = std::min(p + kStripe, panels(down));
+    const int64_t p = wide.begin(stripe), end = wide.end(stripe);
     for (int64_t t = 0; t < T; ++t) std::fill(y + t * D + p * kPanel, y + t * D + std::min(end * kPanel, D), 0.0f);
     for (int64_t b = 0; b < num_busy; ++b) {
       const int64_t e = who[b];
-      target.weighted(of_expert(down, e), hidden_inputs, second + begin[e], begin[e + 1] - begin[e], p, end, y, D);
+      const uint8_t* next = b + 1 < num_busy ? of_expert(down, who[b + 1]).data + p * panel_bytes(down) : nullptr;
+      target.weighted(of_expert(down, e), hidden_inputs, second + begin[e], begin[e + 1] - begin[e], p, end, next, y,
+                      D);
     }
   };
-  parallel_for(threads, stripes(panels(down)), leave);
+  parallel_for(threads, wide.count, leave);
 }
 
 }  // namespace baltoro

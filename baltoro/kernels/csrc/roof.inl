@@ -15,29 +15,46 @@ static uint32_t read_all(const uint8_t* from, int64_t bytes) {
   return folded(sum[0]);
 }
 
-// rounds * 12 * 64 multiplications and additions of bytes.
-static uint32_t multiply_bytes(int64_t rounds, const uint8_t* weights, const int8_t* x) {
-  I16 sum[12];
-  for (I16& each : sum) each = I16::set(0);
-  const Bytes w = Bytes::load(weights);
-  for (int64_t i = 0; i < rounds; ++i)
-    for (int k = 0; k < 12; ++k) sum[k] = dot_int8(sum[k], w, x + 4 * k);
-  F16 all = to_float(sum[0]);
-  for (int k = 1; k < 12; ++k) all = all + to_float(sum[k]);
-  float lanes[kPanel];
-  F16::store(lanes, all);
-  return bits_of(lanes[0]);
+// It may point elsewhere now, for all that the compiler knows: what is made of it cannot be taken out of a loop.
+static inline void moved(const uint8_t*& from) {
+#if defined(__GNUC__)
+  asm volatile("" : "+r"(from));
+#else
+  (void)from;
+#endif
 }
 
-// rounds * 12 * 64 multiplications and additions of bf16 numbers.
-static uint32_t multiply_floats(int64_t rounds, const uint8_t* weights, const uint16_t* x) {
-  F16 sum[12];
-  for (F16& each : sum) each = F16::set(0.0f);
-  const Pairs w = pairs_bf16(weights);
-  for (int64_t i = 0; i < rounds; ++i)
-    for (int k = 0; k < 12; ++k) sum[k] = dot_pairs(sum[k], w, x + 4 * k);
-  for (int k = 1; k < 12; ++k) sum[0] = sum[0] + sum[k];
+// rounds * kRoofSums * 16 outputs * kDensest* multiplications and additions, of registers and the first cache only.
+static uint32_t multiply(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x) {
+  F16 all = F16::set(0.0f);
+  if (format == Format::kInt8) {
+    I16 sum[kRoofSums];
+    for (I16& each : sum) each = I16::set(0);
+    for (int64_t i = 0; i < rounds; ++i, moved(weights)) {
+      const Bytes w = Bytes::load(weights);
+      for (int k = 0; k < kRoofSums; ++k) sum[k] = densest_int8(sum[k], w, x + 4 * k);
+    }
+    for (const I16& each : sum) all = all + to_float(each);
+  } else if (format == Format::kInt4) {
+    Int4Sum sum[kRoofSums];
+    for (Int4Sum& each : sum) each = Int4Sum::zero();
+    for (int64_t i = 0; i < rounds; ++i, moved(weights)) {
+      const Bytes w = Bytes::load(weights);  // a few small numbers
+      for (int k = 0; k < kRoofSums; ++k) sum[k] = dot_int4(sum[k], w, x + 4 * k);
+    }
+    for (const Int4Sum& each : sum) all = all + to_float(I16::set(0) + each);
+  } else {
+    F16 sum[kRoofSums];
+    for (F16& each : sum) each = F16::set(0.0f);
+    const F16 w = F16::load_bf16(reinterpret_cast<const uint16_t*>(weights));
+    const F16 inputs = F16::load_bf16(reinterpret_cast<const uint16_t*>(x));
+    for (int64_t i = 0; i < rounds; ++i)
+      for (int k = 0; k < kRoofSums; ++k) sum[k] = densest_floats(sum[k], w, inputs);
+    for (const F16& each : sum) all = all + each;
+  }
   float lanes[kPanel];
-  F16::store(lanes, sum[0]);
-  return bits_of(lanes[0]);
+  F16::store(lanes, all);
+  uint32_t used = 0;  // every lane: what is not used is not computed
+  for (const float lane : lanes) used ^= bits_of(lane);
+  return used;
 }

@@ -89,54 +89,78 @@ static inline I16 dot_int8(I16 sum, Bytes w, const int8_t* x) {
   return {four_products(sum.a, _mm256_abs_epi8(a), _mm256_sign_epi8(inputs, a)),
           four_products(sum.b, _mm256_abs_epi8(b), _mm256_sign_epi8(inputs, b))};
 }
-static inline I16 dot_int4(I16 sum, Bytes w, const int8_t* x) {
-  const __m256i inputs = four_bytes(x);
-  return {four_products(sum.a, w.a, inputs), four_products(sum.b, w.b, inputs)};
-}
 
-struct Pairs {
-  __m256i first[2], second[2];  // bf16 inputs 0 and 1 of outputs 0-7 and 8-15, inputs 2 and 3
+// 15 * 127 * 2 is an eighth of what 16 bits hold: products of 32 inputs are added up there before they are widened.
+static constexpr int64_t kInt4Run = 32;
+
+struct Int4Sum {
+  __m256i a, b;  // 32 int16
+
+  static Int4Sum zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 };
 
-static inline Pairs pairs_bf16(const uint8_t* from) {
+static inline Int4Sum dot_int4(Int4Sum sum, Bytes w, const int8_t* x) {
+  const __m256i inputs = four_bytes(x);
+  return {_mm256_add_epi16(sum.a, _mm256_maddubs_epi16(w.a, inputs)),
+          _mm256_add_epi16(sum.b, _mm256_maddubs_epi16(w.b, inputs))};
+}
+static inline I16 operator+(I16 x, Int4Sum sum) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(x.a, _mm256_madd_epi16(sum.a, ones)), _mm256_add_epi32(x.b, _mm256_madd_epi16(sum.b, ones))};
+}
+
+// 4 inputs of 16 outputs as pairs of bf16. TINY: 2^-120 times too small, see pairs_fp8.
+template <bool TINY>
+struct Pairs {
+  __m256i first[2], second[2];  // inputs 0 and 1 of outputs 0-7 and 8-15, inputs 2 and 3
+};
+
+static inline Pairs<false> pairs_bf16(const uint8_t* from) {
   const Bytes first = Bytes::load(from), second = Bytes::load(from + 64);
   return {{first.a, first.b}, {second.a, second.b}};
 }
 
-// e4m3 bytes to bf16, through half floats and floats, all exactly. With exponent and mantissa moved up by seven bits
-// an e4m3 number is the half float that is 2^8 times smaller (bias 15 instead of 7), subnormals included.
-static inline __m256i widened_fp8(__m128i bytes) {  // 16 bytes -> 16 bf16
-  const __m256i half = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(bytes), 7),
-                                        _mm256_set1_epi16(static_cast<short>(0xBF80)));
-  const __m256i all_ones = _mm256_set1_epi16(0x3F80);
-  const __m256i nan = _mm256_cmpeq_epi16(_mm256_and_si256(half, all_ones), all_ones);  // S.1111.111, not 480
-  const __m256i made = _mm256_or_si256(half, nan);
-  const __m256 up = _mm256_set1_ps(256.0f);
-  const __m256i low = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(made)), up));
-  const __m256i high = _mm256_castps_si256(_mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(made, 1)), up));
-  const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(low, 16), _mm256_srli_epi32(high, 16));
-  return _mm256_permute4x64_epi64(packed, 0xD8);
+// With exponent and mantissa moved into the place of a bf16 number's, an e4m3 number (bias 7) becomes the one that is
+// 2^120 times smaller (bias 127), subnormals included. A NaN would become 480: there are none among weights.
+static inline Pairs<true> pairs_fp8(const uint8_t* from) {
+  const Bytes bytes = Bytes::load(from);  // of four outputs each: 8 bytes of inputs 0 and 1, 8 of 2 and 3
+  const __m256i zero = _mm256_setzero_si256(), kept = _mm256_set1_epi16(static_cast<short>(0x87F0));
+  auto moved = [&](__m256i upper) { return _mm256_and_si256(_mm256_srai_epi16(upper, 4), kept); };
+  return {{moved(_mm256_unpacklo_epi8(zero, bytes.a)), moved(_mm256_unpacklo_epi8(zero, bytes.b))},
+          {moved(_mm256_unpackhi_epi8(zero, bytes.a)), moved(_mm256_unpackhi_epi8(zero, bytes.b))}};
 }
 
-static inline Pairs pairs_fp8(const uint8_t* from) {
-  const __m128i* lanes = reinterpret_cast<const __m128i*>(from);  // each: 8 bytes of inputs 0 and 1, 8 of 2 and 3
-  const __m128i a = _mm_loadu_si128(lanes), b = _mm_loadu_si128(lanes + 1);
-  const __m128i c = _mm_loadu_si128(lanes + 2), d = _mm_loadu_si128(lanes + 3);
-  return {{widened_fp8(_mm_unpacklo_epi64(a, b)), widened_fp8(_mm_unpacklo_epi64(c, d))},
-          {widened_fp8(_mm_unpackhi_epi64(a, b)), widened_fp8(_mm_unpackhi_epi64(c, d))}};
+// While fp8 weights are multiplied, subnormal numbers must count, whatever the thread was told
+// (torch.set_flush_denormal).
+struct Fp8Mode {
+  const unsigned before = _mm_getcsr();
+
+  Fp8Mode() { _mm_setcsr(before & ~0x8040u); }
+  ~Fp8Mode() { _mm_setcsr(before); }
+  Fp8Mode(const Fp8Mode&) = delete;
+};
+
+static inline __m256 first_floats(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+static inline __m256 second_floats(__m256i pairs) {
+  return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
 }
 
-static inline __m256 two_products(__m256 sum, __m256i pairs, const uint16_t* x) {
-  const __m256i inputs = four_bytes(x), upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000));
-  sum = _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)),
-                        _mm256_castsi256_ps(_mm256_slli_epi32(inputs, 16)), sum);
-  return _mm256_fmadd_ps(_mm256_castsi256_ps(_mm256_and_si256(pairs, upper)),
-                         _mm256_castsi256_ps(_mm256_and_si256(inputs, upper)), sum);
+template <bool TINY, int T>
+static inline void dot_two(F16 (&sum)[T], const __m256i (&pairs)[2], const uint16_t* const (&x)[T], int64_t at) {
+  F16 one = {first_floats(pairs[0]), first_floats(pairs[1])}, two = {second_floats(pairs[0]), second_floats(pairs[1])};
+  if (TINY) one = one * F16::set(0x1p120f), two = two * F16::set(0x1p120f);
+  for (int t = 0; t < T; ++t) {
+    const __m256i inputs = four_bytes(x[t] + at);
+    const __m256 first = first_floats(inputs), second = second_floats(inputs);
+    sum[t] = {_mm256_fmadd_ps(one.a, first, sum[t].a), _mm256_fmadd_ps(one.b, first, sum[t].b)};
+    sum[t] = {_mm256_fmadd_ps(two.a, second, sum[t].a), _mm256_fmadd_ps(two.b, second, sum[t].b)};
+  }
 }
 
-static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
-  return {two_products(two_products(sum.a, w.first[0], x), w.second[0], x + 2),
-          two_products(two_products(sum.b, w.first[1], x), w.second[1], x + 2)};
+template <bool TINY, int T>
+static inline void dot_pairs(F16 (&sum)[T], const Pairs<TINY>& w, const uint16_t* const (&x)[T], int64_t at) {
+  dot_two<TINY>(sum, w.first, x, at);
+  dot_two<TINY>(sum, w.second, x, at + 2);
 }
 
 struct Rows {
@@ -150,8 +174,13 @@ static inline Rows two_rows(const uint16_t* a, const uint16_t* b) {
           {_mm256_unpackhi_epi16(first.a, second.a), _mm256_unpackhi_epi16(first.b, second.b)}};
 }
 static inline void dot_rows(F16 (&sum)[2], const Rows& rows, const uint16_t* pair) {
-  sum[0] = {two_products(sum[0].a, rows.even[0], pair), two_products(sum[0].b, rows.even[1], pair)};
-  sum[1] = {two_products(sum[1].a, rows.odd[0], pair), two_products(sum[1].b, rows.odd[1], pair)};
+  const __m256i inputs = four_bytes(pair);
+  const __m256 first = first_floats(inputs), second = second_floats(inputs);
+  auto add = [&](__m256 to, __m256i two) {
+    return _mm256_fmadd_ps(second_floats(two), second, _mm256_fmadd_ps(first_floats(two), first, to));
+  };
+  sum[0] = {add(sum[0].a, rows.even[0]), add(sum[0].b, rows.even[1])};
+  sum[1] = {add(sum[1].a, rows.odd[0]), add(sum[1].b, rows.odd[1])};
 }
 static inline void in_order(F16 (&sum)[2]) {
   const F16 even = sum[0], odd = sum[1];
@@ -172,13 +201,23 @@ static inline void store_pairs(uint16_t* to, F16 first, F16 second) {
       at + 1, _mm256_or_si256(_mm256_srli_epi32(rounded(first.b), 16), _mm256_and_si256(rounded(second.b), upper)));
 }
 
-static constexpr int kTokens = 2;  // 8 of 16 registers for sums
+// What roofs are measured with: products an output of one instruction, and sums that fit into the registers
+static inline I16 densest_int8(I16 sum, Bytes w, const int8_t* x) {
+  const __m256i inputs = four_bytes(x);
+  return {four_products(sum.a, w.a, inputs), four_products(sum.b, w.b, inputs)};
+}
+static inline F16 densest_floats(F16 sum, F16 x, F16 y) {
+  return {_mm256_fmadd_ps(x.a, y.a, sum.a), _mm256_fmadd_ps(x.b, y.b, sum.b)};
+}
+static constexpr int kDensestInts = 4, kDensestFloats = 1, kRoofSums = 5;
+
+static constexpr int kTokens = 4, kPairTokens = 2;  // 8 of 16 registers for sums
 static constexpr int kQueries = 2;
 
 #include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx2", prepare,  product,        gated,          weighted,
-                               attend, read_all, multiply_bytes, multiply_floats};
+extern const Target kernels = {"avx2",       prepare,        product,   gated,    weighted, attend,
+                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::avx2

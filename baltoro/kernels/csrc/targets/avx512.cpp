@@ -28,8 +28,10 @@ struct I16 {
   __m512i v;
 
   static I16 set(int32_t value) { return {_mm512_set1_epi32(value)}; }
+  static I16 zero() { return set(0); }
 };
 
+static inline I16 operator+(I16 x, I16 y) { return {_mm512_add_epi32(x.v, y.v)}; }
 static inline F16 to_float(I16 x) { return {_mm512_cvtepi32_ps(x.v)}; }
 static inline I16 nearest(F16 x) { return {_mm512_cvtps_epi32(x.v)}; }
 static inline F16 power_of_two(I16 n) {
@@ -60,6 +62,9 @@ static inline I16 dot_int8(I16 sum, Bytes w, const int8_t* x) {
   return {_mm512_dpbusd_epi32(sum.v, w.v, _mm512_set1_epi32(four_bytes(x)))};
 }
 static inline I16 dot_int4(I16 sum, Bytes w, const int8_t* x) { return dot_int8(sum, w, x); }
+
+using Int4Sum = I16;
+static constexpr int64_t kInt4Run = 0;
 
 struct Pairs {
   __m512i first, second;  // inputs 0 and 1 of all outputs, inputs 2 and 3
@@ -106,10 +111,19 @@ static inline Pairs pairs_fp8(const uint8_t* from) {
   return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
 }
 
-static inline F16 dot_pairs(F16 sum, Pairs w, const uint16_t* x) {
+static inline F16 dot_four(F16 sum, Pairs w, const uint16_t* x) {
   const __m512 first = _mm512_dpbf16_ps(sum.v, (__m512bh)w.first, (__m512bh)_mm512_set1_epi32(four_bytes(x)));
   return {_mm512_dpbf16_ps(first, (__m512bh)w.second, (__m512bh)_mm512_set1_epi32(four_bytes(x + 2)))};
 }
+
+template <int T>
+static inline void dot_pairs(F16 (&sum)[T], const Pairs& w, const uint16_t* const (&x)[T], int64_t at) {
+  for (int t = 0; t < T; ++t) sum[t] = dot_four(sum[t], w, x[t] + at);
+}
+
+struct Fp8Mode {
+  Fp8Mode() {}
+};
 
 struct Rows {
   __m512i even, odd;  // columns 8 l .. 8 l + 3 of lane l and the next four, of both rows in turn
@@ -136,13 +150,21 @@ static inline void store_pairs(uint16_t* to, F16 first, F16 second) {
   _mm512_storeu_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 
-static constexpr int kTokens = 6;   // 12 sums in all 32 registers; with fp8 another 12, 4 weights and 4 tables
-static constexpr int kQueries = 8;  // 16 sums, 2 rows; divides K2's 32 heads a panel pair
+// What roofs are measured with: products an output of one instruction, and sums that fit into the registers
+static inline I16 densest_int8(I16 sum, Bytes w, const int8_t* x) { return dot_int8(sum, w, x); }
+static inline F16 densest_floats(F16 sum, F16 a, F16 b) {
+  return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_castps_si512(a.v), (__m512bh)_mm512_castps_si512(b.v))};
+}
+static constexpr int kDensestInts = 4, kDensestFloats = 2, kRoofSums = 12;
+
+static constexpr int kTokens = 6,
+                     kPairTokens = 6;  // 12 sums in all 32 registers; with fp8 another 12, 4 weights and 4 tables
+static constexpr int kQueries = 8;     // 16 sums, 2 rows; divides K2's 32 heads a panel pair
 
 #include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx512", prepare,  product,        gated,          weighted,
-                               attend,   read_all, multiply_bytes, multiply_floats};
+extern const Target kernels = {"avx512",     prepare,        product,   gated,    weighted, attend,
+                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::avx512

@@ -57,8 +57,13 @@ struct I16 {
     const int32x4_t all = vdupq_n_s32(value);
     return {{all, all, all, all}};
   }
+  static I16 zero() { return set(0); }
 };
 
+static inline I16 operator+(I16 x, I16 y) {
+  for (int i = 0; i < 4; ++i) x.v[i] = vaddq_s32(x.v[i], y.v[i]);
+  return x;
+}
 static inline F16 to_float(I16 x) {
   F16 all;
   for (int i = 0; i < 4; ++i) all.v[i] = vcvtq_f32_s32(x.v[i]);
@@ -128,6 +133,9 @@ static inline float widened(uint16_t bf16) {
   return value;
 }
 
+using Int4Sum = I16;
+static constexpr int64_t kInt4Run = 0;
+
 struct Pairs {
   uint32x4_t first[4], second[4];  // bf16 inputs 0 and 1 of four outputs each, inputs 2 and 3
 };
@@ -162,7 +170,7 @@ static inline Pairs pairs_fp8(const uint8_t* from) {
   return all;
 }
 
-static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
+static inline F16 dot_four(F16 sum, const Pairs& w, const uint16_t* x) {
   for (int i = 0; i < 4; ++i) {
     sum.v[i] = vfmaq_n_f32(sum.v[i], first_floats(w.first[i]), widened(x[0]));
     sum.v[i] = vfmaq_n_f32(sum.v[i], second_floats(w.first[i]), widened(x[1]));
@@ -171,6 +179,15 @@ static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
   }
   return sum;
 }
+
+template <int T>
+static inline void dot_pairs(F16 (&sum)[T], const Pairs& w, const uint16_t* const (&x)[T], int64_t at) {
+  for (int t = 0; t < T; ++t) sum[t] = dot_four(sum[t], w, x[t] + at);
+}
+
+struct Fp8Mode {
+  Fp8Mode() {}
+};
 
 struct Rows {
   uint32x4_t even[4], odd[4];  // columns 8 i .. 8 i + 3 of both rows in turn, and the next four
@@ -210,13 +227,21 @@ static inline void store_pairs(uint16_t* to, F16 first, F16 second) {
   }
 }
 
-static constexpr int kTokens = 2;  // 16 of 32 registers for sums
+// What roofs are measured with: products an output of one instruction, and sums that fit into the registers
+static inline I16 densest_int8(I16 sum, Bytes w, const int8_t* x) { return dot_int4(sum, w, x); }
+static inline F16 densest_floats(F16 sum, F16 a, F16 b) {
+  for (int i = 0; i < 4; ++i) sum.v[i] = vfmaq_f32(sum.v[i], a.v[i], b.v[i]);
+  return sum;
+}
+static constexpr int kDensestInts = 4, kDensestFloats = 1, kRoofSums = 6;
+
+static constexpr int kTokens = 2, kPairTokens = 2;  // 16 of 32 registers for sums
 static constexpr int kQueries = 2;
 
 #include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"neon", prepare,  product,        gated,          weighted,
-                               attend, read_all, multiply_bytes, multiply_floats};
+extern const Target kernels = {"neon",       prepare,        product,   gated,    weighted, attend,
+                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::neon

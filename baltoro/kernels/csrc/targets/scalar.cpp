@@ -65,8 +65,13 @@ struct I16 {
     for (int32_t& each : all.v) each = value;
     return all;
   }
+  static I16 zero() { return set(0); }
 };
 
+static inline I16 operator+(I16 x, const I16& y) {
+  for (int o = 0; o < kPanel; ++o) x.v[o] += y.v[o];
+  return x;
+}
 static inline F16 to_float(const I16& x) {
   F16 all;
   for (int o = 0; o < kPanel; ++o) all.v[o] = static_cast<float>(x.v[o]);
@@ -124,6 +129,9 @@ static inline I16 dot_int8(I16 sum, const Bytes& w, const int8_t* x) {
 }
 static inline I16 dot_int4(I16 sum, const Bytes& w, const int8_t* x) { return dot_int8(sum, w, x); }
 
+using Int4Sum = I16;
+static constexpr int64_t kInt4Run = 0;
+
 struct Pairs {
   float v[4][kPanel];
 };
@@ -166,13 +174,22 @@ static inline Pairs pairs_fp8(const uint8_t* from) {
   return all;
 }
 
-static inline F16 dot_pairs(F16 sum, const Pairs& w, const uint16_t* x) {
+static inline F16 dot_four(F16 sum, const Pairs& w, const uint16_t* x) {
   for (int i = 0; i < 4; ++i) {
     const float input = F16::widened(x[i]);
     for (int o = 0; o < kPanel; ++o) sum.v[o] += w.v[i][o] * input;
   }
   return sum;
 }
+
+template <int T>
+static inline void dot_pairs(F16 (&sum)[T], const Pairs& w, const uint16_t* const (&x)[T], int64_t at) {
+  for (int t = 0; t < T; ++t) sum[t] = dot_four(sum[t], w, x[t] + at);
+}
+
+struct Fp8Mode {
+  Fp8Mode() {}
+};
 
 struct Rows {
   const uint16_t *first, *second;
@@ -200,13 +217,18 @@ static inline void store_pairs(uint16_t* to, const F16& first, const F16& second
   }
 }
 
-static constexpr int kTokens = 4;
+// What roofs are measured with: products an output of one instruction, and sums that fit into the registers
+static inline I16 densest_int8(I16 sum, const Bytes& w, const int8_t* x) { return dot_int8(sum, w, x); }
+static inline F16 densest_floats(const F16& sum, const F16& a, const F16& b) { return sum + a * b; }
+static constexpr int kDensestInts = 4, kDensestFloats = 1, kRoofSums = 4;
+
+static constexpr int kTokens = 4, kPairTokens = 4;
 static constexpr int kQueries = 4;
 
 #include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"scalar", prepare,  product,        gated,          weighted,
-                               attend,   read_all, multiply_bytes, multiply_floats};
+extern const Target kernels = {"scalar",     prepare,        product,   gated,    weighted, attend,
+                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::scalar
