@@ -39,3 +39,155 @@ def mla_decode(
 def causal_attention(
     target: str, q: int, k: int, v: int, scale: float, out: int, T: int, S: int, H: int, K: int, V: int, threads: int
 ) -> None: ...
+def within(numbers: int, count: int, end: int) -> bool: ...
+def route(
+    target: str,
+    w: int,
+    is_bf16: bool,
+    bias: int,
+    chosen: int,
+    groups: int,
+    kept_groups: int,
+    normalized: bool,
+    factor: float,
+    x: int,
+    weights: int,
+    experts: int,
+    T: int,
+    D: int,
+    E: int,
+    threads: int,
+) -> None: ...
+def rms_norm(
+    target: str,
+    x: int,
+    stride: int,
+    added: int,
+    weight: int,
+    eps: float,
+    total: int,
+    y: int,
+    T: int,
+    D: int,
+    threads: int,
+) -> None: ...
+def rotate(x: int, cos: int, sin: int, T: int, H: int, R: int, stride: int, head_stride: int, threads: int) -> None: ...
+def write_latents(
+    target: str,
+    x: int,
+    weight: int,
+    eps: float,
+    cos: int,
+    sin: int,
+    cache: int,
+    is_bf16: bool,
+    slots: int,
+    T: int,
+    C: int,
+    R: int,
+    threads: int,
+) -> None: ...
+
+class AttentionWeights:
+    def __init__(
+        self,
+        q_a: Packed,
+        q_b: Packed,
+        kv_a: Packed,
+        absorbed_keys: Packed,
+        values: Packed,
+        output: Packed,
+        q_norm: int,
+        kv_norm: int,
+        eps: float,
+    ) -> None: ...
+
+class MixtureWeights:
+    def __init__(
+        self,
+        router: int,
+        is_bf16: bool,
+        bias: int,
+        chosen: int,
+        groups: int,
+        kept_groups: int,
+        normalized: bool,
+        factor: float,
+        experts: int,
+        gate: Packed,
+        up: Packed,
+        down: Packed,
+        shared_gate: Packed,
+        shared_up: Packed,
+        shared_down: Packed,
+    ) -> None: ...
+
+def attention_step(
+    target: str,
+    w: AttentionWeights,
+    x: int,
+    cos: int,
+    sin: int,
+    cache: int,
+    write_slots: int,
+    slots: int,
+    edges: int,
+    scale: float,
+    y: int,
+    B: int,
+    H: int,
+    R: int,
+    threads: int,
+) -> None: ...
+def mixture_step(
+    target: str, w: MixtureWeights, h: int, x: int, weights: int, chosen: int, y: int, T: int, threads: int
+) -> None: ...
+def mla_step(
+    target: str,
+    absorbed_keys: Packed,
+    values: Packed,
+    q: int,
+    cache: int,
+    slots: int,
+    edges: int,
+    scale: float,
+    out: int,
+    B: int,
+    H: int,
+    R: int,
+    threads: int,
+) -> None: ...
+def dense_mla_step(
+    target: str,
+    kv_b: int,
+    q: int,
+    cache: int,
+    is_bf16: bool,
+    slots: int,
+    edges: int,
+    scale: float,
+    out: int,
+    B: int,
+    H: int,
+    N: int,
+    V: int,
+    C: int,
+    R: int,
+    threads: int,
+) -> None: ...
+def dense_linear(target: str, w: int, x: int, y: int, T: int, I: int, O: int, threads: int) -> None: ...
+def dense_experts(
+    target: str,
+    gate: int,
+    up: int,
+    down: int,
+    x: int,
+    experts: int,
+    weights: int,
+    y: int,
+    T: int,
+    K: int,
+    D: int,
+    F: int,
+    threads: int,
+) -> None: ...

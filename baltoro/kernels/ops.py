@@ -66,7 +66,7 @@ def matmul(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
     target:  one of `targets()`; None: the chosen one. Tensors that are not on the CPU go to the twin.
     Returns: (T, O) float32. A row has the same bits whatever other rows are computed with it.
     """
-    _check_packed("w", w, None)
+    check_packed("w", w, None)
     _check("x", x, torch.float32, (x.shape[0], w.inputs))
     target = _target(target, x, w)
     if target == "torch":
@@ -74,7 +74,7 @@ def matmul(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
     assert _native is not None  # chosen_target() names what is there
     x = x.contiguous()
     y = torch.empty(x.shape[0], w.outputs)
-    _native.matmul(target, _described(w), x.data_ptr(), y.data_ptr(), x.shape[0], torch.get_num_threads())
+    _native.matmul(target, described(w), x.data_ptr(), y.data_ptr(), x.shape[0], torch.get_num_threads())
     return y
 
 
@@ -86,7 +86,7 @@ def matmul_each(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
     Returns: (T, H, O) float32
     """
     (T, H, _), heads = x.shape, w.experts
-    _check_packed("w", w, heads)
+    check_packed("w", w, heads)
     _check("x", x, torch.float32, (T, heads or 0, w.inputs))
     target = _target(target, x, w)
     if target == "torch":
@@ -94,7 +94,7 @@ def matmul_each(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
     assert _native is not None
     x = x.contiguous()
     y = torch.empty(T, H, w.outputs)
-    _native.matmul_each(target, _described(w), x.data_ptr(), y.data_ptr(), T, H, torch.get_num_threads())
+    _native.matmul_each(target, described(w), x.data_ptr(), y.data_ptr(), T, H, torch.get_num_threads())
     return y
 
 
@@ -109,24 +109,26 @@ def experts(
     Returns: (T, D) float32. A token's experts are added in the order of their numbers, in any company.
     """
     E, T = gate.experts, x.shape[0]
-    for name, w in (("gate", gate), ("up", up), ("down", down)):
-        _check_packed(name, w, E)
+    check_mixture(gate, up, down, experts=E, hidden=gate.inputs)
+    assert E is not None
     _check("x", x, torch.float32, (T, gate.inputs))
     _check("chosen", chosen, torch.int64, (T, chosen.shape[-1]))
     _check("weights", weights, torch.float32, (T, chosen.shape[-1]))
-    same = (up.format, up.outputs, up.inputs, up.group) == (gate.format, gate.outputs, gate.inputs, gate.group)
-    if E is None or not same or (down.outputs, down.inputs) != (gate.inputs, gate.outputs):
-        raise ValueError(f"gate {_shape(gate)}, up {_shape(up)} and down {_shape(down)} are not stacks of one mixture")
-    if T and not 0 <= int(chosen.min()) <= int(chosen.max()) < E:
-        raise ValueError(f"chosen holds {int(chosen.min())} .. {int(chosen.max())}, expected 0 .. {E - 1}")
     target = _target(target, x, gate)
+    chosen = chosen.contiguous()
+    if target == "torch" or _native is None:
+        inside = not T or 0 <= int(chosen.min()) <= int(chosen.max()) < E
+    else:
+        inside = _native.within(chosen.data_ptr(), chosen.numel(), E)
+    if not inside:
+        raise ValueError(f"chosen holds {int(chosen.min())} .. {int(chosen.max())}, expected 0 .. {E - 1}")
     if target == "torch":
         return _experts_torch(x, chosen, weights, gate, up, down)
     assert _native is not None
-    x, chosen, weights = x.contiguous(), chosen.contiguous(), weights.contiguous()
+    x, weights = x.contiguous(), weights.contiguous()
     y = torch.empty(T, gate.inputs)
     _native.experts(
-        target, _described(gate), _described(up), _described(down), x.data_ptr(), chosen.data_ptr(),
+        target, described(gate), described(up), described(down), x.data_ptr(), chosen.data_ptr(),
         weights.data_ptr(), y.data_ptr(), T, chosen.shape[1], E, torch.get_num_threads(),
     )  # fmt: skip
     return y
@@ -222,7 +224,7 @@ def _target(target: str | None, x: Tensor, w: Packed) -> str:
     return "torch" if x.device.type != "cpu" else target or chosen_target()
 
 
-def _described(w: Packed) -> tuple[int, int, int, int, int, int]:
+def described(w: Packed) -> tuple[int, int, int, int, int, int]:
     return FORMATS.index(w.format), w.outputs, w.inputs, w.group, w.data.data_ptr(), w.scales.data_ptr()
 
 
@@ -236,7 +238,17 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
         raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
 
 
-def _check_packed(name: str, w: Packed, experts: int | None) -> None:
+def check_mixture(gate: Packed, up: Packed, down: Packed, *, experts: int | None, hidden: int) -> None:
+    """That these are the stacks (E, F, D), (E, F, D) and (E, D, F) of one mixture."""
+    for name, w in (("gate", gate), ("up", up), ("down", down)):
+        check_packed(name, w, experts)
+    same = (up.format, up.outputs, up.inputs, up.group) == (gate.format, gate.outputs, gate.inputs, gate.group)
+    fits = same and (down.outputs, down.inputs) == (gate.inputs, gate.outputs) and gate.inputs == hidden
+    if experts is None or not fits:
+        raise ValueError(f"gate {_shape(gate)}, up {_shape(up)} and down {_shape(down)} are not stacks of one mixture")
+
+
+def check_packed(name: str, w: Packed, experts: int | None) -> None:
     """That a Packed's tensors are as large as its numbers say. formats.pack made it so; nobody else need have."""
     lead = () if experts is None else (experts,)
     panels, step = -(-w.outputs // PANEL), 8 if w.format == "int4" else 4

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from baltoro.config import ModelConfig
-from baltoro.kernels import ops
+from baltoro.kernels import latents, ops, steps
 from baltoro.model.batch import Decode, Layout
 from baltoro.model.heads import Heads
 from baltoro.model.linear import Linear, RMSNorm
@@ -42,6 +42,7 @@ class Attention(nn.Module):
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_EPS)
         self.kv_b_proj = Heads(config)
         self.o_proj = Linear(heads * config.v_head_dim, hidden)
+        self.step: steps.AttentionStep | None = None  # described at the first decoding step, where all is packed
 
     def forward(
         self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor | None, observe: bool
@@ -51,19 +52,44 @@ class Attention(nn.Module):
         cache: (pages, page_tokens, C + R) of this layer, written before it is read.
         """
         config = self.config
+        if cache is not None and (out := self._whole_step(x, layout, cos, sin, cache)) is not None:
+            return out, None
         q = self._queries(x).view(-1, config.num_attention_heads, config.qk_head_dim)  # (T, H, N + R)
-        q_nope, q_pe = torch.split(q, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
-        q_pe = rotate(q_pe, cos, sin)
-        latent, k_pe = self._split_latent(self.kv_a_proj_with_mqa(x))
-        latent, k_pe = self.kv_a_layernorm(latent), rotate(k_pe, cos, sin)  # (T, C), (T, R)
-
-        q = torch.cat((q_nope, q_pe), dim=-1)  # (T, H, N + R)
+        q = latents.turn(q, cos, sin)
+        kv = self.kv_a_proj_with_mqa(x)  # (T, C + R)
         if cache is None:
+            latent, k_pe = self._split_latent(kv)
+            latent, k_pe = self.kv_a_layernorm(latent), rotate(k_pe, cos, sin)  # (T, C), (T, R)
             context, peak = self._expanded_whole(q, latent, k_pe, layout, observe)
         else:
             assert not observe, "scores are observed in training, which has no cache"
-            context, peak = self._through_cache(q, latent, k_pe, layout, cache), None
+            slots = cache.view(-1, cache.shape[-1])  # (pages * page_tokens, C + R)
+            norm = self.kv_a_layernorm
+            latents.keep(kv, norm.weight, norm.eps, cos, sin, slots, layout.write_slots)
+            context, peak = self._through_cache(q, slots, layout), None
         return self.o_proj(context.flatten(1)), peak
+
+    def _whole_step(self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor) -> Tensor | None:
+        """One native call, where every sequence decodes and every matrix is packed; None elsewhere."""
+        decode, heads, config = layout.decode, self.kv_b_proj.packed, self.config
+        if decode is None or layout.chunks or heads is None or not steps.runs(x):
+            return None
+        if not ops.can_attend(cache, latent=config.kv_lora_rank, key=config.qk_head_dim, value=config.v_head_dim):
+            return None
+        if self.step is None:
+            kv_a, output = self.kv_a_proj_with_mqa.packed, self.o_proj.packed
+            whole = config.q_lora_rank is None
+            q_a, q_b = (None, self.q_proj.packed) if whole else (self.q_a_proj.packed, self.q_b_proj.packed)
+            assert q_b is not None and kv_a is not None and output is not None and (whole or q_a is not None)
+            self.step = steps.AttentionStep(
+                q_a=q_a, q_norm=None if whole else self.q_a_layernorm.weight, q_b=q_b, kv_a=kv_a,
+                kv_norm=self.kv_a_layernorm.weight, absorbed_keys=heads.absorbed_keys, values=heads.values,
+                output=output, eps=LATENT_EPS, heads=config.num_attention_heads,
+            )  # fmt: skip
+        slots = cache.view(-1, cache.shape[-1])  # (pages * page_tokens, C + R)
+        return self.step(
+            x, cos, sin, slots, layout.write_slots, decode.slots, decode.edges, scale=self.scale
+        )  # fmt: skip
 
     def _queries(self, x: Tensor) -> Tensor:
         if self.config.q_lora_rank is None:
@@ -91,12 +117,13 @@ class Attention(nn.Module):
         k_pe = k_pe.unsqueeze(1).expand(-1, self.config.num_attention_heads, -1)
         return torch.cat((k_nope, k_pe), dim=-1), v
 
-    def _through_cache(self, q: Tensor, latent: Tensor, k_pe: Tensor, layout: Layout, cache: Tensor) -> Tensor:
-        slots = cache.view(-1, cache.shape[-1])  # (pages * page_tokens, C + R)
-        slots[layout.write_slots] = torch.cat((latent, k_pe), dim=-1).to(cache.dtype)
-        context = q.new_empty(*q.shape[:2], self.config.v_head_dim)  # (T, H, V)
+    def _through_cache(self, q: Tensor, slots: Tensor, layout: Layout) -> Tensor:
+        """Each token of q (T, H, N + R) against all that its sequence has in `slots`: (T, H, V)."""
         config = self.config
-        native = ops.can_attend(cache, latent=config.kv_lora_rank, key=q.shape[-1], value=config.v_head_dim)
+        native = ops.can_attend(slots, latent=config.kv_lora_rank, key=q.shape[-1], value=config.v_head_dim)
+        if layout.decode is not None and not layout.chunks:
+            return self._absorbed(q, slots, layout.decode, native)
+        context = q.new_empty(*q.shape[:2], config.v_head_dim)
         for chunk in layout.chunks:
             seen = slots[chunk.read_slots].to(q.dtype)  # (S, C + R)
             k, v = self._expand(*self._split_latent(seen))
@@ -117,7 +144,15 @@ class Attention(nn.Module):
 
     def _absorbed(self, q: Tensor, slots: Tensor, decode: Decode, native: bool) -> Tensor:
         """One token per sequence, q (B, H, N + R), against the latents where they lie: (B, H, V)."""
-        config = self.config
+        config, packed = self.config, self.kv_b_proj.packed
+        if native and packed is not None:
+            keys, values = packed.absorbed_keys, packed.values
+            return latents.attend(
+                q.float(), keys, values, slots, decode.slots, decode.edges, scale=self.scale
+            ).to(q.dtype)  # fmt: skip
+        if packed is None and latents.suits_dense(q, self.kv_b_proj.weight, slots):
+            kv_b = self.kv_b_proj.weight.view(q.shape[1], -1, config.kv_lora_rank)
+            return latents.attend_dense(q, kv_b, slots, decode.slots, decode.edges, scale=self.scale)
         q_nope, q_pe = torch.split(q, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         q = torch.cat((self.kv_b_proj.query_to_latent(q_nope), q_pe), dim=-1)  # (B, H, C + R)
         if native:

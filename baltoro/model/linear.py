@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
-from baltoro.kernels import ops
+from baltoro.kernels import dense, norm, ops
 from baltoro.kernels.formats import Packed
 
 
@@ -24,7 +24,7 @@ class Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (T, I) -> (T, O)
         if self.packed is not None:
             return ops.matmul(x.float(), self.packed).to(x.dtype)
-        return linear(x, self.weight.to(x.dtype))
+        return dense.linear(x, self.weight)
 
     def pack(self, packed: Packed) -> None:
         """Take this instead of the parameter `weight`, which is gone afterwards: for inference."""
@@ -41,9 +41,11 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight.to(x.dtype) * scaled.to(x.dtype)
+        return norm.rms_norm(x, self.weight, self.eps)
+
+    def after(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """x + added, and its norm."""
+        return norm.add_rms_norm(x, added, self.weight, self.eps)
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

@@ -95,6 +95,8 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
             module.pack(_pack(name, module, checkpoint, format, slab))
         else:
             kept = torch.float32 if name.endswith("e_score_correction_bias") else dtype
+            if format and name.endswith(".mlp.gate.weight") and checkpoint.dtype(name) is torch.bfloat16:
+                kept = torch.bfloat16  # half of what a step reads of it; its sums are float32 in any case
             tensor = _gather(name, config, lambda part, kept=kept: checkpoint.read_weight(part, kept))
             module.register_parameter(name.rpartition(".")[2], nn.Parameter(tensor, requires_grad=False))
     return transformer.eval()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from baltoro.config import ModelConfig
-from baltoro.kernels import ops
+from baltoro.kernels import dense, ops, steps
 from baltoro.kernels.formats import Packed
+from baltoro.kernels.routing import Choice, route
 from baltoro.model.linear import Linear, swiglu
 
 
@@ -23,7 +24,17 @@ class MLP(nn.Module):
         self.down_proj = Linear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:  # (T, D)
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        if (three := _three(self)) is None:
+            return dense.mlp(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        chosen = torch.zeros(len(x), 1, dtype=torch.int64, device=x.device)  # a mixture of one
+        weights = torch.ones(len(x), 1, device=x.device)
+        return ops.experts(x.float(), chosen, weights, *(as_stack(w) for w in three)).to(x.dtype)
+
+
+def as_stack(w: Packed) -> Packed:
+    """A matrix as a stack of one, over the same memory."""
+    scales = w.scales.unsqueeze(0) if w.scales.numel() else w.scales
+    return Packed(w.format, w.outputs, w.inputs, w.group, w.data.unsqueeze(0), scales)
 
 
 class Routing(NamedTuple):
@@ -44,26 +55,16 @@ class Router(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.n_routed_experts, config.hidden_size))
         self.e_score_correction_bias = nn.Parameter(torch.zeros(config.n_routed_experts), requires_grad=False)
+        self.choice = Choice(
+            chosen=config.num_experts_per_tok,
+            groups=config.n_group,
+            kept_groups=config.topk_group,
+            normalized=config.norm_topk_prob,
+            factor=config.routed_scaling_factor,
+        )
 
     def forward(self, x: Tensor) -> Routing:  # (T, D)
-        config = self.config
-        scores = (x.float() @ self.weight.float().T).sigmoid()  # (T, E)
-        choice = scores.detach() + self.e_score_correction_bias  # (T, E)
-        if config.n_group > 1:
-            choice = self._keep_best_groups(choice)
-        experts = choice.topk(config.num_experts_per_tok, dim=-1).indices  # (T, K)
-        weights = scores.gather(-1, experts)  # (T, K)
-        if config.norm_topk_prob:
-            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)  # scores may all underflow to 0
-        return Routing(weights * config.routed_scaling_factor, experts)
-
-    def _keep_best_groups(self, choice: Tensor) -> Tensor:
-        """-inf outside the best groups, as DeepSeek, transformers and vLLM have it (K2's modeling_deepseek.py: 0)."""
-        groups = choice.view(len(choice), self.config.n_group, -1)  # (T, G, E / G)
-        strength = groups.topk(2, dim=-1).values.sum(-1)  # (T, G)
-        best = strength.topk(self.config.topk_group, dim=-1).indices
-        kept = torch.zeros_like(strength, dtype=torch.bool).scatter_(-1, best, True)  # (T, G)
-        return groups.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(-2)
+        return Routing(*route(x, self.weight, self.e_score_correction_bias, self.choice))
 
 
 class Experts(nn.Module):
@@ -77,8 +78,8 @@ class Experts(nn.Module):
         self.down_proj = StackedLinear(experts, width, hidden)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:  # (T, D)
-        gate, up, down = self.gate_proj.packed, self.up_proj.packed, self.down_proj.packed
-        if gate is not None and up is not None and down is not None:
+        if (three := _three(self)) is not None:
+            gate, up, down = three
             return ops.experts(x.float(), routing.experts, routing.weights, gate, up, down).to(x.dtype)
         experts = self.gate_proj.weight.shape[0]
         if routing.experts.numel() < 4 * experts:
@@ -87,14 +88,8 @@ class Experts(nn.Module):
 
     def _one_by_one(self, x: Tensor, routing: Routing) -> Tensor:
         """Few tokens: touch only the experts that were chosen."""
-        out = torch.zeros_like(x)
-        for expert in cast("list[int]", routing.experts.unique().tolist()):
-            rows, choices = torch.where(routing.experts == expert)
-            h = x[rows]
-            h = swiglu(self.gate_proj.one(h, expert), self.up_proj.one(h, expert))
-            h = self.down_proj.one(h, expert)
-            out.index_add_(0, rows, h * routing.weights[rows, choices, None].to(x.dtype))
-        return out
+        gate, up, down = self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight
+        return dense.experts(x, routing.experts, routing.weights, gate, up, down)
 
     def _grouped(self, x: Tensor, routing: Routing, experts: int) -> Tensor:
         """Many tokens: each expert's rows side by side in one (E, capacity, D) product; no token is dropped."""
@@ -125,9 +120,6 @@ class StackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (E, T, I) -> (E, T, O)
         return x @ self.weight.to(x.dtype).mT
 
-    def one(self, x: Tensor, expert: int) -> Tensor:  # (T, I) -> (T, O)
-        return x @ self.weight[expert].to(x.dtype).T
-
     def pack(self, packed: Packed) -> None:
         del self.weight
         self.packed = packed
@@ -150,9 +142,34 @@ class MoE(nn.Module):
             else None
         )
 
+        self.step: steps.MixtureStep | None = None  # described at the first forward, where all is packed
+
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:  # (T, D)
         routing = self.gate(x)
         out = self.experts(x, routing)
         if self.shared_experts is not None:
             out = out + self.shared_experts(x)
         return out, routing
+
+    def onto(self, x: Tensor, h: Tensor) -> tuple[Tensor, Routing]:
+        """x plus the mixture of h; where all is packed, as one native call."""
+        if not self._packed() or not steps.runs(h):
+            out, routing = self(h)
+            return x + out, routing
+        if self.step is None:
+            routed, shared = _three(self.experts), self.shared_experts and _three(self.shared_experts)
+            assert routed is not None
+            stacks = (as_stack(shared[0]), as_stack(shared[1]), as_stack(shared[2])) if shared else None
+            gate = self.gate
+            self.step = steps.MixtureStep(gate.weight, gate.e_score_correction_bias, gate.choice, *routed, stacks)
+        out, weights, experts = self.step(h, x)
+        return out, Routing(weights, experts)
+
+    def _packed(self) -> bool:
+        parts = (self.experts, self.shared_experts or self.experts)
+        return all(_three(part) is not None for part in parts)
+
+
+def _three(module: Experts | MLP) -> tuple[Packed, Packed, Packed] | None:
+    gate, up, down = module.gate_proj.packed, module.up_proj.packed, module.down_proj.packed
+    return None if gate is None or up is None or down is None else (gate, up, down)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -60,9 +62,16 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale
 
 
+@functools.cache
+def _frequencies(config: ModelConfig) -> list[float]:
+    """Numbers, not a tensor: one that was made under inference_mode could not be trained with."""
+    return cast("list[float]", yarn_inv_freq(config).tolist())
+
+
 def rotary_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin for each position and pair, both (T, R / 2) float32."""
-    angles = positions[:, None].float() * yarn_inv_freq(config).to(positions.device)  # (T, R / 2)
+    freq = torch.tensor(_frequencies(config), device=positions.device)  # (R / 2,)
+    angles = positions[:, None].float() * freq  # (T, R / 2)
     scale = rotary_scale(config)
     return angles.cos() * scale, angles.sin() * scale
 

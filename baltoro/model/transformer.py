@@ -36,18 +36,17 @@ class Block(nn.Module):
         self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor | None, observed: Observed | None
     ) -> Tensor:  # (T, D)
         attended, peak = self.self_attn(self.input_layernorm(x), layout, cos, sin, cache, observed is not None)
-        x = x + attended
-        h = self.post_attention_layernorm(x)
+        x, h = self.post_attention_layernorm.after(x, attended)
         if observed is not None:
             assert peak is not None
             observed.max_logits.append(peak)
         if not isinstance(self.mlp, MoE):
             return x + self.mlp(h)
         routing: Routing
-        h, routing = self.mlp(h)
+        x, routing = self.mlp.onto(x, h)
         if observed is not None:
             observed.expert_tokens.append(torch.bincount(routing.experts.flatten(), minlength=self.num_experts))
-        return x + h
+        return x
 
 
 class Decoder(nn.Module):

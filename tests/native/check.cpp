@@ -5,8 +5,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <random>
+#include <utility>
 #include <vector>
 
+#include "../../baltoro/kernels/csrc/around.h"
 #include "../../baltoro/kernels/csrc/kernels.h"
 
 using namespace baltoro;
@@ -25,7 +27,7 @@ struct Exact {  // a heap block of its own: the sanitizer knows its end
   T* data;
   explicit Exact(int64_t count) : data(static_cast<T*>(std::malloc(count > 0 ? count * sizeof(T) : 1))) {}
   ~Exact() { std::free(data); }
-  Exact(const Exact&) = delete;
+  Exact(Exact&& other) : data(other.data) { other.data = nullptr; }
 };
 
 struct Packed {
@@ -132,6 +134,107 @@ static void attention(const Target& target, const Target& scalar) {
   compare("causal_attention", target.name, Format::kBf16, out.data, right.data, T * heads * C, 5e-3);
 }
 
+static Exact<float> normals(int64_t count, float size = 1.0f) {
+  Exact<float> all(count);
+  for (int64_t i = 0; i < count; ++i) all.data[i] = normal() * size;
+  return all;
+}
+
+static void compare_bits(const char* what, const char* target, const void* found, const void* expected, int64_t bytes) {
+  if (std::memcmp(found, expected, bytes) == 0) return;
+  std::printf("%s, %s: other bits than scalar\n", what, target);
+  ++failures;
+}
+
+static void routing(const Target& target, const Target& scalar) {
+  const int64_t groups = between(1, 4), E = groups * between(2, 90), kept = between(1, groups), D = between(1, 300);
+  const int64_t K = between(1, groups > 1 ? kept * (E / groups) : E), T = between(0, 20);
+  const Choice choice{K, groups, kept, between(0, 1) == 1, 2.5f};
+  const Exact<float> x = normals(T * D), w = normals(E * D, 0.1f), bias = normals(E, 0.1f), a(T * K), b(T * K);
+  const Exact<uint16_t> half(E * D);
+  for (int64_t i = 0; i < E * D; ++i) half.data[i] = bf16(w.data[i]);
+  const Exact<int64_t> chosen(T * K), right(T * K);
+  const bool is_bf16 = between(0, 1) == 1;
+  const Dense rows{is_bf16 ? static_cast<const void*>(half.data) : w.data, D, nullptr, is_bf16};
+  route(target, rows, bias.data, choice, x.data, a.data, chosen.data, T, D, E, 3);
+  route(scalar, rows, bias.data, choice, x.data, b.data, right.data, T, D, E, 1);
+  compare_bits("route, experts", target.name, chosen.data, right.data, T * K * 8);
+  compare_bits("route, weights", target.name, a.data, b.data, T * K * 4);
+}
+
+static void norms(const Target& target, const Target& scalar) {
+  const int64_t T = between(0, 40), D = between(1, 1200), C = between(1, 90), R = 2 * between(1, 20), N = T + 3;
+  const Exact<float> x = normals(T * D), more = normals(T * D), weight = normals(D);
+  const Exact<float> sum(T * D), right_sum(T * D), y(T * D), right(T * D);
+  const bool adds = between(0, 1) == 1;
+  rms_norm(target, x.data, D, adds ? more.data : nullptr, weight.data, 1e-6f, sum.data, y.data, T, D, 3);
+  rms_norm(scalar, x.data, D, adds ? more.data : nullptr, weight.data, 1e-6f, right_sum.data, right.data, T, D, 1);
+  compare_bits("rms_norm", target.name, y.data, right.data, T * D * 4);
+  if (adds) compare_bits("rms_norm, sum", target.name, sum.data, right_sum.data, T * D * 4);
+
+  const Exact<float> kv = normals(T * (C + R)), latent_weight = normals(C);
+  const Exact<float> cos = normals(T * R / 2), sin = normals(T * R / 2);
+  const Exact<int64_t> slots(T);
+  for (int64_t t = 0; t < T; ++t) slots.data[t] = N - 1 - t;
+  const Exact<float> cache(N * (C + R)), expected(N * (C + R));
+  for (const bool is_bf16 : {false, true}) {
+    std::memset(cache.data, 0, N * (C + R) * 4), std::memset(expected.data, 0, N * (C + R) * 4);
+    for (const auto& [kernels, to] : {std::pair(&target, cache.data), std::pair(&scalar, expected.data)})
+      write_latents(*kernels, kv.data, latent_weight.data, 1e-6f, cos.data, sin.data, to, is_bf16, slots.data, T, C, R,
+                    3);
+    compare_bits("write_latents", target.name, cache.data, expected.data, N * (C + R) * 4);
+  }
+}
+
+static void plain_steps(const Target& target, const Target& scalar) {
+  const int64_t T = between(0, 8), E = between(1, 6), K = between(1, E), D = between(1, 150), F = between(1, 150);
+  const Exact<float> x = normals(T * D), weights = normals(T * K), gate = normals(E * F * D, 0.1f);
+  const Exact<float> up = normals(E * F * D, 0.1f), down = normals(E * D * F, 0.1f), a(T * D), b(T * D);
+  const Exact<int64_t> chosen(T * K);
+  for (int64_t i = 0; i < T * K; ++i) chosen.data[i] = between(0, E - 1);
+  dense_experts(target, gate.data, up.data, down.data, x.data, chosen.data, weights.data, a.data, T, K, D, F, 3);
+  dense_experts(scalar, gate.data, up.data, down.data, x.data, chosen.data, weights.data, b.data, T, K, D, F, 1);
+  compare_bits("dense_experts", target.name, a.data, b.data, T * D * 4);
+
+  const Exact<float> wide(T * F), right(T * F);
+  dense_linear(target, gate.data, x.data, wide.data, T, D, F, 3);
+  dense_linear(scalar, gate.data, x.data, right.data, T, D, F, 1);
+  compare_bits("dense_linear", target.name, wide.data, right.data, T * F * 4);
+
+  const int64_t B = between(1, 3), H = between(1, 5), N = between(1, 40), V = between(1, 40), C = between(1, 90);
+  const int64_t R = 2 * between(1, 9);
+  std::vector<int64_t> edges{0};
+  for (int64_t i = 0; i < B; ++i) edges.push_back(edges.back() + between(1, 100));
+  const int64_t rows = edges.back() + 2;
+  const Exact<float> kv_b = normals(H * (N + V) * C, 0.1f), q = normals(B * H * (N + R)),
+                     cache = normals(rows * (C + R));
+  const Exact<float> out(B * H * V), expected(B * H * V);
+  const Exact<int64_t> slots(edges.back());
+  for (int64_t i = 0; i < edges.back(); ++i) slots.data[i] = between(0, rows - 1);
+  const Dense seen{cache.data, C + R, slots.data, false};
+  dense_mla_step(target, kv_b.data, q.data, seen, edges.data(), 0.3f, out.data, B, H, N, V, C, R, 3);
+  dense_mla_step(scalar, kv_b.data, q.data, seen, edges.data(), 0.3f, expected.data, B, H, N, V, C, R, 1);
+  compare_bits("dense_mla_step", target.name, out.data, expected.data, B * H * V * 4);
+}
+
+static void packed_step(const Target& target, const Target& scalar, Format format) {
+  const int64_t group = 8 * between(1, 4), N = group * between(1, 3), C = 32 * between(1, 3), V = between(1, 70);
+  const int64_t B = between(1, 3), H = between(1, 6), R = 4 * between(1, 4);
+  const Packed keys(format, C, N, group, H), values(format, V, C, 16, H);
+  std::vector<int64_t> edges{0};
+  for (int64_t b = 0; b < B; ++b) edges.push_back(edges.back() + between(1, 60));
+  const Exact<float> q = normals(B * H * (N + R), 0.2f), found(B * H * V), expected(B * H * V);
+  const Exact<uint16_t> cache(edges.back() * (C + R));
+  const Exact<int64_t> slots(edges.back());
+  for (int64_t i = 0; i < edges.back() * (C + R); ++i) cache.data[i] = bf16(normal());
+  for (int64_t i = 0; i < edges.back(); ++i) slots.data[i] = edges.back() - 1 - i;
+  mla_step(target, keys.shape, values.shape, q.data, cache.data, slots.data, edges.data(), 0.1f, found.data, B, H, R,
+           3);
+  mla_step(scalar, keys.shape, values.shape, q.data, cache.data, slots.data, edges.data(), 0.1f, expected.data, B, H, R,
+           1);
+  compare("mla_step", target.name, format, found.data, expected.data, B * H * V, 3e-2);
+}
+
 int main(int count, char** words) {
   const int rounds = count > 1 ? std::atoi(words[1]) : 20;
   const Target& scalar = target("scalar");
@@ -143,8 +246,12 @@ int main(int count, char** words) {
         products(tested, scalar, format);
         heads(tested, scalar, format);
         mixtures(tested, scalar, format);
+        packed_step(tested, scalar, format);
       }
       attention(tested, scalar);
+      routing(tested, scalar);
+      norms(tested, scalar);
+      plain_steps(tested, scalar);
     }
     std::printf("%s: %d rounds\n", tested.name, rounds);
   }

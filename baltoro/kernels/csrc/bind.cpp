@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "around.h"
 #include "kernels.h"
 
 namespace nb = nanobind;
@@ -105,4 +106,130 @@ NB_MODULE(_native, m) {
       },
       nb::arg("target"), nb::arg("q"), nb::arg("k"), nb::arg("v"), nb::arg("scale"), nb::arg("out"), nb::arg("T"),
       nb::arg("S"), nb::arg("H"), nb::arg("K"), nb::arg("V"), nb::arg("threads"));
+
+  m.def("within", [](uintptr_t numbers, int64_t count, int64_t end) {
+    return baltoro::within(at<const int64_t>(numbers), count, end);
+  });
+
+  m.def("route", [](const std::string& target, uintptr_t w, bool is_bf16, uintptr_t bias, int64_t chosen,
+                    int64_t groups, int64_t kept_groups, bool normalized, float factor, uintptr_t x, uintptr_t weights,
+                    uintptr_t experts, int64_t T, int64_t D, int64_t E, int threads) {
+    const baltoro::Target& kernels = baltoro::target(target);
+    const nb::gil_scoped_release released;
+    baltoro::route(kernels, {at<const void>(w), D, nullptr, is_bf16}, at<const float>(bias),
+                   {chosen, groups, kept_groups, normalized, factor}, at<const float>(x), at<float>(weights),
+                   at<int64_t>(experts), T, D, E, threads);
+  });
+
+  m.def("rms_norm", [](const std::string& target, uintptr_t x, int64_t stride, uintptr_t added, uintptr_t weight,
+                       float eps, uintptr_t sum, uintptr_t y, int64_t T, int64_t D, int threads) {
+    const baltoro::Target& kernels = baltoro::target(target);
+    const nb::gil_scoped_release released;
+    baltoro::rms_norm(kernels, at<const float>(x), stride, at<const float>(added), at<const float>(weight), eps,
+                      at<float>(sum), at<float>(y), T, D, threads);
+  });
+
+  m.def("rotate", [](uintptr_t x, uintptr_t cos, uintptr_t sin, int64_t T, int64_t H, int64_t R, int64_t stride,
+                     int64_t head_stride, int threads) {
+    const nb::gil_scoped_release released;
+    baltoro::rotate(at<float>(x), at<const float>(cos), at<const float>(sin), T, H, R, stride, head_stride, threads);
+  });
+
+  m.def("write_latents", [](const std::string& target, uintptr_t x, uintptr_t weight, float eps, uintptr_t cos,
+                            uintptr_t sin, uintptr_t cache, bool is_bf16, uintptr_t slots, int64_t T, int64_t C,
+                            int64_t R, int threads) {
+    const baltoro::Target& kernels = baltoro::target(target);
+    const nb::gil_scoped_release released;
+    baltoro::write_latents(kernels, at<const float>(x), at<const float>(weight), eps, at<const float>(cos),
+                           at<const float>(sin), at<void>(cache), is_bf16, at<const int64_t>(slots), T, C, R, threads);
+  });
+
+  m.def("mla_step", [](const std::string& target, const Packed& absorbed_keys, const Packed& values, uintptr_t q,
+                       uintptr_t cache, uintptr_t slots, uintptr_t edges, float scale, uintptr_t out, int64_t B,
+                       int64_t H, int64_t R, int threads) {
+    const baltoro::Target& kernels = baltoro::target(target);
+    const baltoro::Matrix keys_w = matrix(absorbed_keys), values_w = matrix(values);
+    const nb::gil_scoped_release released;
+    baltoro::mla_step(kernels, keys_w, values_w, at<const float>(q), at<const uint16_t>(cache),
+                      at<const int64_t>(slots), at<const int64_t>(edges), scale, at<float>(out), B, H, R, threads);
+  });
+
+  // The weights of a step are described once and kept: a tuple of them, read anew for each token, would cost as much
+  // as the products of a small layer.
+  nb::class_<baltoro::AttentionWeights>(m, "AttentionWeights")
+      .def("__init__", [](baltoro::AttentionWeights* self, const Packed& q_a, const Packed& q_b, const Packed& kv_a,
+                          const Packed& absorbed_keys, const Packed& values, const Packed& output, uintptr_t q_norm,
+                          uintptr_t kv_norm, float eps) {
+        new (self) baltoro::AttentionWeights{matrix(q_a),
+                                             matrix(q_b),
+                                             matrix(kv_a),
+                                             matrix(absorbed_keys),
+                                             matrix(values),
+                                             matrix(output),
+                                             at<const float>(q_norm),
+                                             at<const float>(kv_norm),
+                                             eps};
+      });
+  nb::class_<baltoro::MixtureWeights>(m, "MixtureWeights")
+      .def("__init__", [](baltoro::MixtureWeights* self, uintptr_t router, bool is_bf16, uintptr_t bias, int64_t chosen,
+                          int64_t groups, int64_t kept_groups, bool normalized, float factor, int64_t experts,
+                          const Packed& gate, const Packed& up, const Packed& down, const Packed& shared_gate,
+                          const Packed& shared_up, const Packed& shared_down) {
+        const baltoro::Matrix first = matrix(gate);
+        new (self) baltoro::MixtureWeights{{at<const void>(router), first.inputs, nullptr, is_bf16},
+                                           at<const float>(bias),
+                                           {chosen, groups, kept_groups, normalized, factor},
+                                           experts,
+                                           first,
+                                           matrix(up),
+                                           matrix(down),
+                                           matrix(shared_gate),
+                                           matrix(shared_up),
+                                           matrix(shared_down)};
+      });
+
+  m.def("attention_step", [](const std::string& target, const baltoro::AttentionWeights& w, uintptr_t x, uintptr_t cos,
+                             uintptr_t sin, uintptr_t cache, uintptr_t write_slots, uintptr_t slots, uintptr_t edges,
+                             float scale, uintptr_t y, int64_t B, int64_t H, int64_t R, int threads) {
+    const baltoro::Target& kernels = baltoro::target(target);
+    const nb::gil_scoped_release released;
+    baltoro::attention_step(kernels, w, at<const float>(x), at<const float>(cos), at<const float>(sin),
+                            at<uint16_t>(cache), at<const int64_t>(write_slots), at<const int64_t>(slots),
+                            at<const int64_t>(edges), scale, at<float>(y), B, H, R, threads);
+  });
+
+  m.def("mixture_step", [](const std::string& target, const baltoro::MixtureWeights& w, uintptr_t h, uintptr_t x,
+                           uintptr_t weights, uintptr_t chosen, uintptr_t y, int64_t T, int threads) {
+    const baltoro::Target& kernels = baltoro::target(target);
+    const nb::gil_scoped_release released;
+    baltoro::mixture_step(kernels, w, at<const float>(h), at<const float>(x), at<float>(weights), at<int64_t>(chosen),
+                          at<float>(y), T, threads);
+  });
+
+  m.def("dense_mla_step", [](const std::string& target, uintptr_t kv_b, uintptr_t q, uintptr_t cache, bool is_bf16,
+                             uintptr_t slots, uintptr_t edges, float scale, uintptr_t out, int64_t B, int64_t H,
+                             int64_t N, int64_t V, int64_t C, int64_t R, int threads) {
+    const baltoro::Target& kernels = baltoro::target(target);
+    const nb::gil_scoped_release released;
+    baltoro::dense_mla_step(kernels, at<const float>(kv_b), at<const float>(q),
+                            {at<const void>(cache), C + R, at<const int64_t>(slots), is_bf16}, at<const int64_t>(edges),
+                            scale, at<float>(out), B, H, N, V, C, R, threads);
+  });
+
+  m.def("dense_linear", [](const std::string& target, uintptr_t w, uintptr_t x, uintptr_t y, int64_t T, int64_t I,
+                           int64_t O, int threads) {
+    const baltoro::Target& kernels = baltoro::target(target);
+    const nb::gil_scoped_release released;
+    baltoro::dense_linear(kernels, at<const float>(w), at<const float>(x), at<float>(y), T, I, O, threads);
+  });
+
+  m.def("dense_experts",
+        [](const std::string& target, uintptr_t gate, uintptr_t up, uintptr_t down, uintptr_t x, uintptr_t experts,
+           uintptr_t weights, uintptr_t y, int64_t T, int64_t K, int64_t D, int64_t F, int threads) {
+          const baltoro::Target& kernels = baltoro::target(target);
+          const nb::gil_scoped_release released;
+          baltoro::dense_experts(kernels, at<const float>(gate), at<const float>(up), at<const float>(down),
+                                 at<const float>(x), at<const int64_t>(experts), at<const float>(weights), at<float>(y),
+                                 T, K, D, F, threads);
+        });
 }

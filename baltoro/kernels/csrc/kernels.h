@@ -71,6 +71,14 @@ struct Attended {
   int64_t width;  // of a value, a multiple of 32
 };
 
+// Rows of plain numbers, float32 or bf16, `stride` numbers apart. Row i is rows[i], or i where there are none.
+struct Dense {
+  const void* data;
+  int64_t stride;
+  const int64_t* rows;
+  bool is_bf16;
+};
+
 // Every kernel, compiled for one instruction set. All sums of an output run over the inputs in one fixed order, so
 // that a result has the same bits whatever was computed beside it and on however many threads; with int8 and int4
 // the same bits on every target, too.
@@ -102,6 +110,21 @@ struct Target {
   int densest_ints, densest_floats, roof_sums;
   uint32_t (*read_all)(const uint8_t* from, int64_t bytes);
   uint32_t (*multiply)(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x);
+
+  // dense.inl: the same bits on every target. y[t][o] = row o of w times x[t], for o in [begin, end).
+  void (*dots)(const Dense& w, int64_t begin, int64_t end, int64_t inputs, const float* x, int64_t stride,
+               int64_t tokens, float* y, int64_t y_stride);
+
+  // y(columns,) = sum of weights[i] * row i
+  void (*mix_rows)(const Dense& w, int64_t count, const float* weights, int64_t columns, float* y);
+
+  // y = weight * s / sqrt(mean(s^2) + eps) of s = x, or of s = x + added, which goes to `sum`
+  void (*normalize)(const float* x, const float* added, const float* weight, float eps, float* sum, float* y,
+                    int64_t width);
+
+  void (*sigmoids)(float* x, int64_t count);                                       // in place
+  void (*gate_rows)(const float* gate, const float* up, float* y, int64_t count);  // silu(gate) * up
+  void (*softmax)(float* x, int64_t count, float scale);                           // in place, of scale * x
 };
 
 // Names of the targets that this CPU can run, slowest first; never empty.

@@ -162,9 +162,11 @@ static constexpr int kTokens = 6,
 static constexpr int kQueries = 8;     // 16 sums, 2 rows; divides K2's 32 heads a panel pair
 
 #include "../attention.inl"
+#include "../dense.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx512",     prepare,        product,   gated,    weighted, attend,
-                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
+extern const Target kernels = {"avx512",     prepare,        product,   gated,     weighted, attend,
+                               kDensestInts, kDensestFloats, kRoofSums, read_all,  multiply, dots,
+                               mix_rows,     normalize,      sigmoids,  gate_rows, softmax};
 
 }  // namespace baltoro::avx512

@@ -1,0 +1,85 @@
+// What Python may call besides the products: routing, norms, rotation, the latent cache, and small models' plain
+// float32 weights. Every result has the same bits on every target, on any number of threads and in any company.
+#pragma once
+#include "kernels.h"
+
+namespace baltoro {
+
+// How a router chooses. groups > 1: only experts of the `kept_groups` best groups, by their two highest scores.
+struct Choice {
+  int64_t chosen, groups, kept_groups;
+  bool normalized;  // weights of a token sum to `factor`
+  float factor;
+};
+
+// experts(T, K) and weights(T, K): the K best of sigmoid(x w^T) + bias, best first, of equals the lower number;
+// weights are of the sigmoids alone. w(E, D) as it is. A NaN is better than all numbers, and reaches the weights.
+void route(const Target& target, const Dense& w, const float* bias, const Choice& choice, const float* x,
+           float* weights, int64_t* experts, int64_t T, int64_t D, int64_t E, int threads);
+
+// y(T, D) = weight * s / sqrt(mean(s^2) + eps) of s = x, or of s = x + added, which goes to `sum`. Rows of x begin
+// `stride` numbers apart.
+void rms_norm(const Target& target, const float* x, int64_t stride, const float* added, const float* weight, float eps,
+              float* sum, float* y, int64_t T, int64_t D, int threads);
+
+// Turns the pairs (2 i, 2 i + 1) of x(T, H, R) in place by the angles of cos and sin (T, R / 2). Tokens begin `stride`
+// numbers apart, heads `head_stride`.
+void rotate(float* x, const float* cos, const float* sin, int64_t T, int64_t H, int64_t R, int64_t stride,
+            int64_t head_stride, int threads);
+
+// Row slots[t] of the cache(., C + R), bf16 or float32, from the projection x(T, C + R): its first C numbers normed,
+// the others turned.
+void write_latents(const Target& target, const float* x, const float* weight, float eps, const float* cos,
+                   const float* sin, void* cache, bool is_bf16, const int64_t* slots, int64_t T, int64_t C, int64_t R,
+                   int threads);
+
+// Absorbed attention with everything around it: values(B, H, V) of turned queries q(B, H, N + R). Packed stacks of H
+// matrices, absorbed_keys (C, N) and values (V, C); the rest is mla_decode's.
+void mla_step(const Target& target, const Matrix& absorbed_keys, const Matrix& values, const float* q,
+              const uint16_t* cache, const int64_t* slots, const int64_t* edges, float scale, float* out, int64_t B,
+              int64_t H, int64_t R, int threads);
+
+// The same of plain weights kv_b(H, N + V, C) float32, and a cache of either type; sums in float32.
+void dense_mla_step(const Target& target, const float* kv_b, const float* q, const Dense& cache, const int64_t* edges,
+                    float scale, float* out, int64_t B, int64_t H, int64_t N, int64_t V, int64_t C, int64_t R,
+                    int threads);
+
+// All matrices of a layer's attention, packed. q_a.data null: one product q_b makes the queries, without a norm.
+struct AttentionWeights {
+  Matrix q_a, q_b, kv_a, absorbed_keys, values, output;
+  const float *q_norm, *kv_norm;
+  float eps;
+};
+
+// One decoding token of each of B sequences through a layer's attention: y(B, D) from the normed x(B, D). Writes rows
+// write_slots of the cache, then attends as mla_step does.
+void attention_step(const Target& target, const AttentionWeights& w, const float* x, const float* cos, const float* sin,
+                    uint16_t* cache, const int64_t* write_slots, const int64_t* slots, const int64_t* edges,
+                    float scale, float* y, int64_t B, int64_t H, int64_t R, int threads);
+
+// A layer's experts, packed. shared_gate.data null: there is no shared expert.
+struct MixtureWeights {
+  Dense router;
+  const float* bias;
+  Choice choice;
+  int64_t experts;
+  Matrix gate, up, down, shared_gate, shared_up, shared_down;
+};
+
+// y(T, D) = x + routed experts + shared expert of h(T, D); who was chosen goes to weights(T, K) and chosen(T, K).
+void mixture_step(const Target& target, const MixtureWeights& w, const float* h, const float* x, float* weights,
+                  int64_t* chosen, float* y, int64_t T, int threads);
+
+// y(T, O) = x(T, I) w^T of a plain weight, for a few tokens.
+void dense_linear(const Target& target, const float* w, const float* x, float* y, int64_t T, int64_t I, int64_t O,
+                  int threads);
+
+// experts() of plain stacks: gate and up (E, F, D), down (E, D, F) float32, for a few tokens.
+void dense_experts(const Target& target, const float* gate, const float* up, const float* down, const float* x,
+                   const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t D, int64_t F,
+                   int threads);
+
+// Whether all numbers lie in [0, end).
+bool within(const int64_t* numbers, int64_t count, int64_t end);
+
+}  // namespace baltoro

@@ -1,0 +1,134 @@
+"""Packed layers as one call a step: between two calls a core forgets the interpreter, and every line of Python costs.
+
+What the other doors check at each call is checked here once, when a layer is described. Each step gives the bits of the
+single kernels that it consists of; they and the model's own modules are its twin.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from baltoro.kernels import ops
+from baltoro.kernels.door import check, target_for
+from baltoro.kernels.formats import Packed
+from baltoro.kernels.latents import checked_sequences, checked_slots
+from baltoro.kernels.routing import Choice, check_choice
+
+_NOTHING = (0, 0, 0, 0, 0, 0)
+
+
+def runs(x: Tensor) -> bool:
+    """Whether steps take this input: float32 on the CPU, no gradient wanted, and something was built."""
+    return target_for(None, x) != "torch"
+
+
+class AttentionStep:
+    """From the normed hidden state of decoding tokens to what a layer's attention adds to it.
+
+    q_a, q_norm: None where q_b makes the queries alone; the norms' weights are float32
+    heads:       H, the height of the stacks absorbed_keys (C, N) and values (V, C)
+    """
+
+    def __init__(
+        self, *, q_a: Packed | None, q_norm: Tensor | None, q_b: Packed, kv_a: Packed, kv_norm: Tensor,
+        absorbed_keys: Packed, values: Packed, output: Packed, eps: float, heads: int,
+    ) -> None:  # fmt: skip
+        C, N = absorbed_keys.outputs, absorbed_keys.inputs
+        rotary = kv_a.outputs - C
+        self.heads, self.rotary, self.width, self.hidden = heads, rotary, kv_a.outputs, kv_a.inputs
+        for name, w in (("q_b", q_b), ("kv_a", kv_a), ("output", output)):
+            ops.check_packed(name, w, None)
+        ops.check_packed("absorbed_keys", absorbed_keys, heads)
+        ops.check_packed("values", values, heads)
+        check("kv_norm", kv_norm, torch.float32, (C,))
+        if q_a is not None and q_norm is not None:
+            ops.check_packed("q_a", q_a, None)
+            check("q_norm", q_norm, torch.float32, (q_a.outputs,))
+        expected = {
+            "q_a": (
+                None if q_a is None else (q_a.outputs, q_a.inputs),
+                None if q_a is None else (q_b.inputs, self.hidden),
+            ),
+            "q_b": ((q_b.outputs, q_b.inputs), (heads * (N + rotary), self.hidden if q_a is None else q_a.outputs)),
+            "values": ((values.outputs, values.inputs), (values.outputs, C)),
+            "output": ((output.outputs, output.inputs), (self.hidden, heads * values.outputs)),
+        }
+        for name, (found, wanted) in expected.items():
+            if found != wanted:
+                raise ValueError(f"{name} is {found}, expected {wanted}")
+        if C % ops.COLUMNS or self.width % 4 or rotary < 2 or rotary % 2 or (q_a is None) != (q_norm is None):
+            raise ValueError(f"latents of {C} and {rotary} numbers, expected multiples of {ops.COLUMNS} and 4")
+        self._kept = (q_a, q_norm, q_b, kv_a, kv_norm, absorbed_keys, values, output)  # native code has addresses only
+        self._weights = ops.native().AttentionWeights(
+            _NOTHING if q_a is None else ops.described(q_a), *(ops.described(w) for w in (q_b, kv_a, absorbed_keys)),
+            ops.described(values), ops.described(output), 0 if q_norm is None else q_norm.data_ptr(),
+            kv_norm.data_ptr(), eps,
+        )  # fmt: skip
+
+    def __call__(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, write_slots: Tensor, slots: Tensor, edges: Tensor,
+        *, scale: float, target: str | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x: (B, D) float32, one token a sequence; cache (any, C + R) bf16 gets its row before it is read.
+
+        cos, sin, slots, edges, scale: as in latents.py. Returns: (B, D) float32
+        """
+        B, pairs = x.shape[0], self.rotary // 2
+        check("x", x, torch.float32, (B, self.hidden))
+        check("cos", cos, torch.float32, (B, pairs))
+        check("sin", sin, torch.float32, (B, pairs))
+        check("cache", cache, torch.bfloat16, (cache.shape[0], self.width))
+        if not cache.is_contiguous():
+            raise ValueError("cache is not contiguous")
+        write_slots = checked_slots("write_slots", write_slots, B, cache)
+        slots, edges = checked_sequences(slots, edges, B, cache)
+        x, cos, sin, y = x.contiguous(), cos.contiguous(), sin.contiguous(), torch.empty(B, self.hidden)
+        ops.native().attention_step(
+            target or ops.chosen_target(), self._weights, x.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            cache.data_ptr(), write_slots.data_ptr(), slots.data_ptr(), edges.data_ptr(), scale, y.data_ptr(), B,
+            self.heads, self.rotary, torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+
+class MixtureStep:
+    """A layer's router, its routed experts and the shared one.
+
+    router:  (E, D) float32 or bf16; bias: (E,) float32
+    gate, up, down: stacks of E; shared: the same three of the shared expert, as stacks of one, or None
+    """
+
+    def __init__(
+        self, router: Tensor, bias: Tensor, choice: Choice, gate: Packed, up: Packed, down: Packed,
+        shared: tuple[Packed, Packed, Packed] | None,
+    ) -> None:  # fmt: skip
+        E, D = router.shape
+        check("router", router, torch.bfloat16 if router.dtype is torch.bfloat16 else torch.float32, (E, D))
+        check("bias", bias, torch.float32, (E,))
+        check_choice(choice, E)
+        if not (router.is_contiguous() and bias.is_contiguous()):
+            raise ValueError("router and bias are not contiguous")
+        for experts, three in ((E, (gate, up, down)), (1, shared)):
+            if three is not None:
+                ops.check_mixture(*three, experts=experts, hidden=D)
+        self.chosen, self.hidden = choice.chosen, D
+        self._kept = (router, bias, gate, up, down, shared)  # native code has addresses only
+        packed = [ops.described(w) for w in (gate, up, down, *(shared or ()))]
+        self._weights = ops.native().MixtureWeights(
+            router.data_ptr(), router.dtype is torch.bfloat16, bias.data_ptr(), choice.chosen, choice.groups,
+            choice.kept_groups, choice.normalized, choice.factor, E, *packed, *([] if shared else [_NOTHING] * 3),
+        )  # fmt: skip
+
+    def __call__(self, h: Tensor, x: Tensor, *, target: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """x plus the mixture of h, both (T, D) float32. Returns: the sum, and weights and experts as `route`."""
+        T = h.shape[0]
+        check("h", h, torch.float32, (T, self.hidden))
+        check("x", x, torch.float32, (T, self.hidden))
+        h, x, y = h.contiguous(), x.contiguous(), torch.empty(T, self.hidden)
+        weights, chosen = torch.empty(T, self.chosen), torch.empty(T, self.chosen, dtype=torch.int64)
+        ops.native().mixture_step(
+            target or ops.chosen_target(), self._weights, h.data_ptr(), x.data_ptr(), weights.data_ptr(),
+            chosen.data_ptr(), y.data_ptr(), T, torch.get_num_threads(),
+        )  # fmt: skip
+        return y, weights, chosen

@@ -1,0 +1,128 @@
+"""Whole steps give the bits of the single kernels that they consist of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from baltoro.kernels import latents, ops, steps
+from baltoro.kernels.formats import FORMATS, Format, Packed, pack, pack_fp8
+from baltoro.kernels.norm import rms_norm
+from baltoro.kernels.routing import Choice, route
+from baltoro.weights import fp8
+
+NATIVE = ops.targets()[1:]
+D, H, N, R, V, C, L = 48, 3, 16, 8, 24, 32, 40
+pytestmark = pytest.mark.skipif(not NATIVE, reason="nothing was built")
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def packed(format: Format, outputs: int, inputs: int, *, seed: int) -> Packed:
+    w = randn(outputs, inputs, seed=seed) * inputs**-0.5
+    return pack_fp8(*fp8.quantize(w)) if format == "fp8" else pack(w, format)
+
+
+def stack(format: Format, experts: int, outputs: int, inputs: int, *, seed: int) -> Packed:
+    parts = [packed(format, outputs, inputs, seed=seed + e) for e in range(experts)]
+    scales = torch.stack([p.scales for p in parts]) if parts[0].scales.numel() else parts[0].scales
+    return Packed(format, outputs, inputs, parts[0].group, torch.stack([p.data for p in parts]), scales)
+
+
+def attention(format: Format, compressed: bool) -> dict[str, Any]:
+    return {
+        "q_a": packed(format, L, D, seed=0) if compressed else None,
+        "q_norm": randn(L, seed=1) if compressed else None,
+        "q_b": packed(format, H * (N + R), L if compressed else D, seed=2),
+        "kv_a": packed(format, C + R, D, seed=3),
+        "kv_norm": randn(C, seed=4),
+        "absorbed_keys": stack(format, H, C, N, seed=10),
+        "values": stack(format, H, V, C, seed=20),
+        "output": packed(format, D, H * V, seed=5),
+        "eps": 1e-6,
+        "heads": H,
+    }
+
+
+@pytest.mark.parametrize("native", NATIVE)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("compressed", [True, False])
+def test_an_attention_step_is_its_parts(
+    native: str, format: Format, compressed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w, x = attention(format, compressed), randn(3, D, seed=6)
+    cos, sin = randn(3, R // 2, seed=7).cos(), randn(3, R // 2, seed=7).sin()
+    lengths = torch.tensor([0, 1, 40, 7]).cumsum(0)
+    slots = torch.randperm(60, generator=torch.Generator().manual_seed(8))[:48]
+    new, cache = slots[lengths[1:] - 1], randn(60, C + R, seed=9).bfloat16()
+
+    expected_cache, q = cache.clone(), x
+    if compressed:
+        q = rms_norm(ops.matmul(x, w["q_a"], target=native), w["q_norm"], 1e-6, target=native)
+    q = ops.matmul(q, w["q_b"], target=native).view(3, H, N + R)
+    q = latents.turn(q, cos, sin, target=native)
+    kv = ops.matmul(x, w["kv_a"], target=native)
+    latents.keep(kv, w["kv_norm"], 1e-6, cos, sin, expected_cache, new, target=native)
+    mixed = latents.attend(
+        q, w["absorbed_keys"], w["values"], expected_cache, slots, lengths, scale=0.3, target=native
+    )  # fmt: skip
+    expected = ops.matmul(mixed.flatten(1), w["output"], target=native)
+
+    step = steps.AttentionStep(**w)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        own = cache.clone()
+        assert torch.equal(step(x, cos, sin, own, new, slots, lengths, scale=0.3, target=native), expected)
+        assert torch.equal(own, expected_cache)
+
+
+@pytest.mark.parametrize("native", NATIVE)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("tokens", [0, 1, 19])
+@pytest.mark.parametrize("with_shared", [True, False])
+def test_a_mixture_step_is_its_parts(native: str, format: Format, tokens: int, with_shared: bool) -> None:
+    choice = Choice(chosen=2, groups=1, kept_groups=1, normalized=True, factor=2.5)
+    router, bias = randn(6, D, seed=0), randn(6, seed=1) * 0.1
+    gate, up = stack(format, 6, 32, D, seed=10), stack(format, 6, 32, D, seed=20)
+    down = stack(format, 6, D, 32, seed=30)
+    shared = (stack(format, 1, 64, D, seed=40), stack(format, 1, 64, D, seed=50), stack(format, 1, D, 64, seed=60))
+    x, h = randn(tokens, D, seed=2), randn(tokens, D, seed=3)
+
+    weights, chosen = route(h, router, bias, choice, target=native)
+    expected = ops.experts(h, chosen, weights, gate, up, down, target=native)
+    if with_shared:
+        zeros, ones = torch.zeros(tokens, 1, dtype=torch.int64), torch.ones(tokens, 1)
+        expected = expected + ops.experts(h, zeros, ones, *shared, target=native)
+    step = steps.MixtureStep(router, bias, choice, gate, up, down, shared if with_shared else None)
+    found = step(h, x, target=native)
+    for mine, other in zip(found, (x + expected, weights, chosen), strict=True):
+        assert torch.equal(mine, other)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"q_b": packed("int8", 80, 40, seed=0)}, r"q_b is \(80, 40\), expected \(72, 40\)"),
+        ({"output": packed("int8", 40, 72, seed=0)}, r"output is \(40, 72\), expected \(48, 72\)"),
+        ({"kv_norm": torch.ones(31)}, r"kv_norm is torch.float32 \(31,\)"),
+        ({"q_norm": torch.ones(32)}, r"q_norm is torch.float32 \(32,\)"),
+        ({"heads": 4}, "absorbed_keys.data"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_by_name(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        steps.AttentionStep(**(attention("int8", True) | change))
+
+
+def test_slots_outside_the_cache_are_refused() -> None:
+    step, cache = steps.AttentionStep(**attention("int8", True)), torch.zeros(5, C + R, dtype=torch.bfloat16)
+    angle, one = torch.zeros(1, R // 2), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"write_slots hold 5 .. 5, the cache has 5 rows"):
+        step(torch.zeros(1, D), angle, angle, cache, torch.tensor([5]), torch.tensor([0]), one, scale=1.0)
+    with pytest.raises(ValueError, match=r"x is torch.float32 \(1, 47\)"):
+        step(torch.zeros(1, 47), angle, angle, cache, torch.tensor([0]), torch.tensor([0]), one, scale=1.0)
