@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from baltoro.config import ModelConfig
+from baltoro.kernels import ops, steps
+from baltoro.kernels.formats import FORMATS, Format
 from baltoro.model.batch import Batch, LatentCache
 from baltoro.model.load import load, save
 from baltoro.model.transformer import Observed, Transformer
@@ -140,7 +142,7 @@ def test_what_training_observes_equals_the_oracle(name: str, tmp_path: Path) -> 
     observed = Observed()
     with torch.no_grad():
         seen = model(Batch.of(sequences), observed=observed)
-    assert torch.equal(seen, model(Batch.of(sequences))), "being observed changes the logits"
+        assert torch.equal(seen, model(Batch.of(sequences))), "being observed changes the logits"
     assert len(observed.max_logits) == model.config.num_hidden_layers
     for layer, peak in enumerate(observed.max_logits):
         expected = np.max([truth.max_scores[layer] for truth in truths], axis=0)
@@ -198,3 +200,29 @@ def test_recorded_logits_of_transformers_are_met(variant: str, stored: str) -> N
             with torch.no_grad():
                 outs.append(model(Batch(ids=ids, positions=positions, edges=(0, end - start), pages=pages), cache))
         torch.testing.assert_close(torch.cat(outs), whole, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.skipif(len(ops.targets()) == 1, reason="nothing was built")
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("query_rank", [40, None])
+def test_whole_native_steps_change_no_bit(
+    format: Format, query_rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny.config(q_lora_rank=query_rank, kv_lora_rank=32, v_head_dim=32)
+    save(random_model(config), tmp_path)
+    ids, found = random_ids(config, 20), list[Tensor]()
+    for whole in (True, False):
+        if not whole:
+            monkeypatch.setattr(steps, "runs", lambda x: False)
+        model, cache = load(tmp_path, format=format), LatentCache(config, num_pages=4, page_tokens=16)
+        with torch.no_grad():
+            for new in (slice(0, 18), slice(18, 19), slice(19, 20)):  # a prompt, then two tokens
+                batch = Batch(
+                    ids=torch.tensor(ids[new] * 2), positions=torch.arange(20)[new].repeat(2),
+                    edges=(0, len(ids[new]), 2 * len(ids[new])), pages=((0, 1), (3, 2)),
+                )  # fmt: skip
+                found.append(model(batch, cache))
+        assert (model.model.layers[1].self_attn.step is not None) == whole
+        assert (model.model.layers[1].mlp.step is not None) == whole
+    for one, other in zip(found[:3], found[3:], strict=True):
+        assert torch.equal(one, other)
