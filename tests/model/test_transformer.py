@@ -208,12 +208,15 @@ def test_recorded_logits_of_transformers_are_met(variant: str, stored: str) -> N
 def test_whole_native_steps_change_no_bit(
     format: Format, query_rank: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def never(_: Tensor) -> bool:
+        return False
+
     config = tiny.config(q_lora_rank=query_rank, kv_lora_rank=32, v_head_dim=32)
     save(random_model(config), tmp_path)
     ids, found = random_ids(config, 20), list[Tensor]()
     for whole in (True, False):
         if not whole:
-            monkeypatch.setattr(steps, "runs", lambda x: False)
+            monkeypatch.setattr(steps, "runs", never)
         model, cache = load(tmp_path, format=format), LatentCache(config, num_pages=4, page_tokens=16)
         with torch.no_grad():
             for new in (slice(0, 18), slice(18, 19), slice(19, 20)):  # a prompt, then two tokens
@@ -222,7 +225,8 @@ def test_whole_native_steps_change_no_bit(
                     edges=(0, len(ids[new]), 2 * len(ids[new])), pages=((0, 1), (3, 2)),
                 )  # fmt: skip
                 found.append(model(batch, cache))
-        assert (model.model.layers[1].self_attn.step is not None) == whole
-        assert (model.model.layers[1].mlp.step is not None) == whole
+        block: Any = model.model.layers[1]
+        assert (block.self_attn.step is not None) == whole
+        assert (block.mlp.step is not None) == whole
     for one, other in zip(found[:3], found[3:], strict=True):
         assert torch.equal(one, other)
