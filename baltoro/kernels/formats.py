@@ -28,6 +28,7 @@ PANEL = 16  # outputs whose weights lie together
 _INPUTS = {"bf16": 4, "fp8": 4, "int8": 4, "int4": 8}  # a step of the kernels
 _SCALES = {"bf16": torch.float32, "fp8": torch.float32, "int8": torch.bfloat16, "int4": torch.bfloat16}
 _LARGEST_GROUP = {"int8": 128, "int4": 32}
+_GROUP_LIMIT = 32768
 # Scales that are tried for a group of int4 weights, relative to the two that just reach its largest weight
 _SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8)
 
@@ -109,17 +110,16 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
     """
     if format == "fp8":
         raise ValueError("fp8 is packed with its scales: pack_fp8(q, scale_inv)")
-    O, I = w.shape[-2:]
+    O, I = _sizes("w", w)
     group = group_for(format, I) if group is None else group
-    if format == "bf16":
-        return Packed(format, O, I, 0, _panels(w.bfloat16(), format), torch.empty(0))
-    if group < 8 or group % 8 or I % group:
-        raise ValueError(f"group is {group}, expected a multiple of 8 that divides the {I} inputs")
     if not bool(w.isfinite().all()):
         raise BaltoroError(
-            f"a weight of shape {tuple(w.shape)} holds inf or nan and cannot be quantized to {format}",
+            f"a weight of shape {tuple(w.shape)} holds inf or nan and cannot be packed as {format}",
             hint="the training run that wrote it has diverged; take an earlier checkpoint",
         )
+    if format == "bf16":
+        return Packed(format, O, I, 0, _panels(w.bfloat16(), format), torch.empty(0))
+    check_group("group", group, I)
     quantize = _to_int8 if format == "int8" else _to_int4
     q, scales = quantize(w.float().reshape(*w.shape[:-1], -1, group))  # (..., O, G, group), (..., O, G)
     offset = 128 if format == "int8" else 8
@@ -129,7 +129,12 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
 
 def pack_fp8(q: Tensor, scale_inv: Tensor) -> Packed:
     """Block-fp8 as weights/fp8.py has it, its bytes in another order. A weight or scale that is no number: refused."""
-    O, I = q.shape[-2:]
+    O, I = _sizes("q", q)
+    blocks = (*q.shape[:-2], -(-O // BLOCK), -(-I // BLOCK))
+    if q.dtype is not torch.float8_e4m3fn or scale_inv.shape != blocks:
+        raise ValueError(
+            f"q is {q.dtype} {tuple(q.shape)} and scale_inv {tuple(scale_inv.shape)}, expected e4m3fn and {blocks}"
+        )
     if bool((q.view(torch.uint8) & 0x7F == 0x7F).any()) or not bool(scale_inv.isfinite().all()):
         raise BaltoroError(
             f"a block-fp8 weight of shape {tuple(q.shape)} or its scales hold inf or nan",
@@ -137,6 +142,14 @@ def pack_fp8(q: Tensor, scale_inv: Tensor) -> Packed:
         )
     scales = scale_inv.float().repeat_interleave(BLOCK // PANEL, -2)[..., : -(-O // PANEL), :].contiguous()
     return Packed("fp8", O, I, BLOCK, _panels(q.view(torch.uint8), "fp8"), scales)
+
+
+def check_group(name: str, group: int, inputs: int) -> None:
+    """Of int8 and int4. A group's sum of bytes times bytes is an int32."""
+    if not 8 <= group <= _GROUP_LIMIT or group % 8 or inputs % group:
+        raise ValueError(
+            f"{name} is {group}, expected a multiple of 8 that divides the {inputs} inputs, {_GROUP_LIMIT} at most"
+        )
 
 
 def as_matrix(stack: Packed) -> Packed:
@@ -159,6 +172,13 @@ def unpack(packed: Packed) -> Tensor:
     scales = packed.scales.mT.flatten(-3, -2)[..., :O, :].float()  # (..., O, G)
     grouped = (w.float() - offset).view(*w.shape[:-1], -1, packed.group)
     return (grouped * scales.unsqueeze(-1)).flatten(-2)
+
+
+def _sizes(name: str, w: Tensor) -> tuple[int, int]:
+    """O and I of a matrix or a stack of them."""
+    if w.dim() not in (2, 3) or 0 in w.shape[-2:]:
+        raise ValueError(f"{name} is {tuple(w.shape)}, expected (O, I) or (E, O, I)")
+    return w.shape[-2], w.shape[-1]
 
 
 def _to_int8(w: Tensor) -> tuple[Tensor, Tensor]:
