@@ -112,14 +112,14 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
         raise ValueError("fp8 is packed with its scales: pack_fp8(q, scale_inv)")
     O, I = _sizes("w", w)
     group = group_for(format, I) if group is None else group
-    if not bool(w.isfinite().all()):
-        raise BaltoroError(
-            f"a weight of shape {tuple(w.shape)} holds inf or nan and cannot be packed as {format}",
-            hint="the training run that wrote it has diverged; take an earlier checkpoint",
-        )
     if format == "bf16":
         return Packed(format, O, I, 0, _panels(w.bfloat16(), format), torch.empty(0))
     check_group("group", group, I)
+    if not bool(w.isfinite().all()):
+        raise BaltoroError(
+            f"a weight of shape {tuple(w.shape)} holds inf or nan and cannot be quantized to {format}",
+            hint="the training run that wrote it has diverged; take an earlier checkpoint",
+        )
     quantize = _to_int8 if format == "int8" else _to_int4
     q, scales = quantize(w.float().reshape(*w.shape[:-1], -1, group))  # (..., O, G, group), (..., O, G)
     offset = 128 if format == "int8" else 8
