@@ -218,13 +218,15 @@ def outcome(door: str, case: Case, target: str) -> Tensor | str:
         return str(error)
 
 
-def assert_same(found: Tensor, twin: Tensor) -> None:
+def assert_same(door: str, found: Tensor, twin: Tensor) -> None:
     """Up to roundings: sums in another order, and a hidden value on an edge that goes to the other integer. What is
-    read at a wrong place is off by as much as the numbers are large."""
+    read at a wrong place is off by as much as the numbers are large. A key whose score is minus infinity counts for
+    little in native attention; in torch's it makes a NaN where it is the only one."""
     assert found.shape == twin.shape
     assert found.dtype is torch.float32
     finite = twin.isfinite()
-    assert torch.equal(found.isfinite(), finite)
+    assert found.isfinite()[finite].all()
+    assert door in ("mla_decode", "causal_attention") or not found.isfinite()[~finite].any()
     found, twin = found[finite].double(), twin[finite].double()
     assert (found - twin).norm() <= 3e-2 * twin.norm() + 1e-6
 
@@ -246,7 +248,7 @@ def test_what_comes_to_the_door_is_computed_right_or_refused_by_name(door: str, 
         elif isinstance(found, str):
             assert "scales lie at the address" in found  # the one thing that only native code minds
         else:
-            assert_same(found, twin)
+            assert_same(door, found, twin)
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -261,7 +263,7 @@ def test_where_the_numbers_lie_changes_nothing(door: str, data: st.DataObject) -
     for target in ops.targets():
         found, expected = outcome(door, moved, target), outcome(door, case, target)
         assert isinstance(found, Tensor) and isinstance(expected, Tensor)  # not refused
-        assert_same(found, expected)
+        assert_same(door, found, expected)
         assert target == "torch" or torch.equal(found, expected)  # torch adds in another order where strides differ
 
 
