@@ -43,13 +43,15 @@ static inline int64_t panel_scale_bytes(const Matrix& w) { return groups(w) * (i
 // Rows of activations, ready to be multiplied: bf16 for bf16 and fp8; for int8 and int4 signed bytes with a scale for
 // each row and group, -127 .. 127.
 struct Inputs {
-  uint8_t* values;  // row r begins at r * row_bytes
+  uint8_t* values;  // [row / together][row_bytes / 64][row % together][64], or plain rows with `together` 1
   float* scales;    // (rows, groups)
   int32_t* starts;  // (rows, groups): where a sum begins, to take back what was added to the weights
   int64_t row_bytes, groups;
+  int together;
 };
 
 // One destination of a product: prepared row `row` gives row `out` of the result, times `weight` where it is added up.
+// Where rows lie together, a product's tokens are consecutive rows from a multiple of `together` on.
 struct Token {
   int32_t row, out;
   float weight;
@@ -76,8 +78,9 @@ struct Attended {
 // the same bits on every target, too.
 struct Target {
   const char* name;
+  int tile_rows;  // tokens whose inputs should lie together, where there are so many; 1: none
 
-  // Row `row` of x (I,) float32 into `to`.
+  // x (I,) float32 into row `row` of `to`, whose rows are plain.
   void (*prepare)(const Matrix& w, const float* x, const Inputs& to, int64_t row);
 
   // y[out] = w x[row], for outputs of the panels [begin, end). y(., stride). `next`: where the panels lie that this

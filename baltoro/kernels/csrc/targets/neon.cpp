@@ -241,7 +241,7 @@ static constexpr int kQueries = 2;
 #include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"neon",       prepare,        product,   gated,    weighted, attend,
-                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
+extern const Target kernels = {"neon",         1,         prepare,  product, gated, weighted, attend, kDensestInts,
+                               kDensestFloats, kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::neon

@@ -228,7 +228,7 @@ static constexpr int kQueries = 4;
 #include "../attention.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"scalar",     prepare,        product,   gated,    weighted, attend,
-                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
+extern const Target kernels = {"scalar",       1,         prepare,  product, gated, weighted, attend, kDensestInts,
+                               kDensestFloats, kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::scalar
