@@ -54,7 +54,7 @@ class WeightFormat(StrEnum):
 
 AnyFormat = Annotated[
     WeightFormat | None,
-    typer.Option(help="Keep the projections so. [default: large block-fp8 models as shipped, others unpacked]"),
+    typer.Option(help="Keep matrices so. [default: large block-fp8 models as shipped, others unpacked]"),
 ]
 
 
