@@ -142,12 +142,12 @@ def _pack_heads(w: Tensor, heads: Heads, format: Format, slab: Slab) -> PackedHe
     for part, (H, outputs, inputs) in zip((keys, values, keys.mT), head_shapes(heads), strict=True):
         packed = formats.empty(format, outputs, inputs, slab=slab, experts=H)
         for head in range(H):
-            packed.put(_packed(part[head], format), head)
+            packed.put(pack_matrix(part[head], format), head)
         stacks.append(packed)
     return PackedHeads(*stacks)
 
 
-def _packed(w: Tensor, format: Format) -> Packed:
+def pack_matrix(w: Tensor, format: Format) -> Packed:
     return formats.pack_fp8(*fp8.quantize(w)) if format == "fp8" else formats.pack(w, format)
 
 
@@ -157,7 +157,7 @@ def _pack(name: str, module: Linear | StackedLinear, checkpoint: Checkpoint, for
     def one(part: str) -> Packed:
         if format == "fp8" and part + SCALE in checkpoint:
             return formats.pack_fp8(checkpoint.read(part), checkpoint.read(part + SCALE))
-        return _packed(checkpoint.read_weight(part, torch.float32), format)
+        return pack_matrix(checkpoint.read_weight(part, torch.float32), format)
 
     *experts, outputs, inputs = module.weight.shape
     packed = formats.empty(format, outputs, inputs, slab=slab, experts=experts[0] if experts else None)
