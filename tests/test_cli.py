@@ -283,3 +283,15 @@ def test_bench_layers_explains_what_it_cannot_do(
 ) -> None:
     result = run("bench", "layers", small_layers, *arguments)
     assert says in error_of(result, status)
+
+
+@pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+def test_bench_layers_stops_at_ctrl_c_without_a_traceback(small_layers: Path) -> None:
+    command = [*BALTORO, "bench", "layers", small_layers, "--seconds", "600", "--threads", "1", "--format", "int8"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    heard = next(line for line in process.stderr if "decode" in line)
+    process.send_signal(signal.SIGINT)
+    printed, rest = process.communicate(timeout=120)
+    assert (process.returncode, printed.strip()) == (130, "")
+    assert "Traceback" not in heard + rest

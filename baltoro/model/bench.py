@@ -28,6 +28,7 @@ from baltoro.model.transformer import Block, Transformer
 from baltoro.model.watch import Share, Watch
 
 CHUNK_TOKENS = 2048  # of a prompt taken into one forward, as engine/engine.py does
+ROOF_BYTES = 2**27  # read at a stretch, about as many as a layer: on a busy machine longer reads are interrupted more
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ class Bench:
 
     def _roof(self) -> float:
         """GB/s of reading; afterwards nothing of the model is in a cache."""
-        return max(measure.read_roof(piece, self.target) for piece in torch.split(self.scratch, 2**30))
+        return max(measure.read_roof(piece, self.target) for piece in torch.split(self.scratch, ROOF_BYTES))
 
     def _rows(self, work: str, tokens: int, context: int, steps: list[Step], roof: float) -> tuple[Row, ...]:
         forwards = len(chunks_of(tokens)) if work == "prefill" else 1

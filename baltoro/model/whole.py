@@ -7,7 +7,8 @@
 Bytes, operations and seconds of a whole step are those of each measured layer, as often as the model has it, and those
 of the head. In a batch the mixture counts the experts that its tokens are expected to choose of all there are.
 What does not scale with bandwidth or cores (Python, one thread's work) is scaled along, and a machine of several
-sockets reaches its bandwidth only where weights lie beside the cores that read them.
+sockets reaches its bandwidth only where weights lie beside the cores that read them. At long contexts attention is
+arithmetic: there decode is faster than this says on a machine with more cores for its bandwidth, and slower with fewer.
 """
 
 from __future__ import annotations
