@@ -31,6 +31,8 @@ from baltoro.weights.checkpoint import SCALE, Checkpoint, check
 from baltoro.weights.save import write
 
 STACKED = re.compile(r"(.*\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)$")
+# The head chooses the token: it keeps more bits than the projections, yet is read as fast as they are
+HEAD_FORMATS: dict[Format, Format] = {"bf16": "bf16", "fp8": "bf16", "int8": "int8", "int4": "int8"}
 
 
 def build(config: ModelConfig) -> Transformer:
@@ -77,7 +79,7 @@ def initialise(config: ModelConfig, *, seed: int, start: Start | None = None) ->
 def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Format | None = None) -> Transformer:
     """A directory or preset -> Transformer for inference, computing in `dtype`.
 
-    format: every projection is packed for the kernels, straight from the file's type; None: parameters in `dtype`.
+    format: projections and head are packed for the kernels, straight from the file's type; None: parameters in `dtype`.
     Raises CheckpointError naming every missing, unexpected or misshapen tensor.
     """
     directory = resolve(model)
@@ -86,13 +88,13 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     check(config, checkpoint)
     transformer = build(config)
     transformer.dtype = dtype
-    slab = Slab(_packed_bytes(transformer, format)) if format else None
+    slab = Slab(packed_bytes(transformer, format)) if format else None
     for name in [name for name, _ in transformer.named_parameters()]:
         module = transformer.get_submodule(name.rpartition(".")[0])
         if format and slab and isinstance(module, Heads):
             module.pack(_pack_heads(checkpoint.read_weight(name, torch.float32), module, format, slab))
-        elif format and slab and isinstance(module, (Linear, StackedLinear)) and is_quantized(name):
-            module.pack(_pack(name, module, checkpoint, format, slab))
+        elif format and slab and isinstance(module, (Linear, StackedLinear)):
+            module.pack(_pack(name, module, checkpoint, format_of(name, format), slab))
         else:
             kept = torch.float32 if name.endswith("e_score_correction_bias") else dtype
             tensor = _gather(name, config, lambda part, kept=kept: checkpoint.read_weight(part, kept))
@@ -100,22 +102,28 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     return transformer.eval()
 
 
-def _packed_bytes(transformer: Transformer, format: Format) -> int:
+def format_of(name: str, format: Format) -> Format:
+    """What the weight of a Linear, StackedLinear or Heads is packed in."""
+    return HEAD_FORMATS[format] if name == "lm_head.weight" else format
+
+
+def packed_bytes(transformer: Transformer, format: Format) -> int:
     """What all packed matrices need of a slab. Raises BaltoroError where `format` cannot hold one of them."""
     total = 0
     for name, module in cast("Iterable[tuple[str, nn.Module]]", transformer.named_modules()):
         if isinstance(module, Heads):
-            shapes = _head_shapes(module)
-        elif isinstance(module, (Linear, StackedLinear)) and is_quantized(f"{name}.weight"):
+            shapes = head_shapes(module)
+        elif isinstance(module, (Linear, StackedLinear)):
             shapes = [tuple(module.weight.shape)]
         else:
             continue
         for *experts, outputs, inputs in shapes:
-            total += aligned(math.prod(experts) * formats.nbytes(format, outputs, inputs)) + 2 * ALIGNMENT
+            kept = formats.nbytes(format_of(f"{name}.weight", format), outputs, inputs)
+            total += aligned(math.prod(experts) * kept) + 2 * ALIGNMENT
     return total
 
 
-def _head_shapes(heads: Heads) -> list[tuple[int, ...]]:
+def head_shapes(heads: Heads) -> list[tuple[int, int, int]]:
     """Of the stacks of PackedHeads."""
     (N, V), C = heads.split, heads.weight.shape[1]
     if N % formats.PANEL or V % formats.PANEL:
@@ -131,15 +139,15 @@ def _pack_heads(w: Tensor, heads: Heads, format: Format, slab: Slab) -> PackedHe
     """w: (H (N + V), C) float32."""
     keys, values = torch.split(w.view(-1, sum(heads.split), w.shape[1]), heads.split, dim=1)
     stacks: list[Packed] = []
-    for part, (H, outputs, inputs) in zip((keys, values, keys.mT), _head_shapes(heads), strict=True):
+    for part, (H, outputs, inputs) in zip((keys, values, keys.mT), head_shapes(heads), strict=True):
         packed = formats.empty(format, outputs, inputs, slab=slab, experts=H)
         for head in range(H):
-            packed.put(_packed(part[head], format), head)
+            packed.put(pack_matrix(part[head], format), head)
         stacks.append(packed)
     return PackedHeads(*stacks)
 
 
-def _packed(w: Tensor, format: Format) -> Packed:
+def pack_matrix(w: Tensor, format: Format) -> Packed:
     return formats.pack_fp8(*fp8.quantize(w)) if format == "fp8" else formats.pack(w, format)
 
 
@@ -149,7 +157,7 @@ def _pack(name: str, module: Linear | StackedLinear, checkpoint: Checkpoint, for
     def one(part: str) -> Packed:
         if format == "fp8" and part + SCALE in checkpoint:
             return formats.pack_fp8(checkpoint.read(part), checkpoint.read(part + SCALE))
-        return _packed(checkpoint.read_weight(part, torch.float32), format)
+        return pack_matrix(checkpoint.read_weight(part, torch.float32), format)
 
     *experts, outputs, inputs = module.weight.shape
     packed = formats.empty(format, outputs, inputs, slab=slab, experts=experts[0] if experts else None)
