@@ -162,9 +162,10 @@ static constexpr int kTokens = 6,
 static constexpr int kQueries = 8;     // 16 sums, 2 rows; divides K2's 32 heads a panel pair
 
 #include "../attention.inl"
+#include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx512",     prepare,        product,   gated,    weighted, attend,
-                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
+extern const Target kernels = {"avx512", prepare,      product,        gated,     weighted, attend,
+                               pack,     kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::avx512
