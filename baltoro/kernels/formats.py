@@ -114,8 +114,11 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
     """
     O, I = w.shape[-2:]
     if format == "fp8":
-        each = [quantize_stripe(stripe.float()) for stripe in w.split(BLOCK, -2)]
-        return pack_fp8(torch.cat([q for q, _ in each], -2), torch.stack([scales for _, scales in each], -2))
+        each = [quantize_stripe(w[..., start : start + BLOCK, :].float()) for start in range(0, O, BLOCK)]
+        scale_inv = torch.stack([scales for _, scales in each], -2)
+        if not bool(scale_inv.isfinite().all()):
+            raise not_finite(tuple(w.shape), format)
+        return pack_fp8(torch.cat([q for q, _ in each], -2), scale_inv)
     group = group_for(format, I) if group is None else group
     if format == "bf16":
         w = w.bfloat16()

@@ -215,6 +215,7 @@ static void pack_words_of_bf16(WordLanes& odd, WordLanes pair, uint8_t* to) {
 template <class From>
 static void pack_bf16(Slice from, const Matrix& shape, uint8_t* data, uint8_t*, float* room, bool& good) {
   const int64_t padded = (shape.inputs + 3) / 4 * 4;
+  const WordLanes present = from.present();
   if constexpr (From::numbers == 2) {
     for (int64_t i = 0; i < padded; i += 2 * kRows) {
       WordLanes words[kRows];
@@ -226,11 +227,12 @@ static void pack_bf16(Slice from, const Matrix& shape, uint8_t* data, uint8_t*, 
     for (int64_t begin = 0; begin < padded; begin += 128) {
       const int64_t end = begin + 128 < padded ? begin + 128 : padded;
       read_floats<From>(from, begin, end, room);
+      for (int64_t i = shape.inputs; i < end; ++i) stored_to(room + (i - begin) * kRows, FloatLanes{});  // never -0
       for (int64_t i = begin; i < end; i += 2, data += 4 * kPanel) {
         const float* pair = room + (i - begin) * kRows;
         const WordLanes low = nearest_bf16(loaded<FloatLanes>(pair)),
                         high = nearest_bf16(loaded<FloatLanes>(pair + kRows));
-        pack_words_of_bf16(from.odd, low | high << 16, data);
+        pack_words_of_bf16(from.odd, (low | high << 16) & present, data);
       }
     }
   }
