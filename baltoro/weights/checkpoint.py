@@ -31,7 +31,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SCALE = "_scale_inv"
 STRAY = ".rotary_emb.inv_freq"  # a leftover in K2's files: unused, and of the wrong length
-TOGETHER = 65536  # bytes that Linux maps at once when one of them is read, in pages of a size that divides it
+TOGETHER = 2**21  # bytes: so much Linux may map at once, a large page of its cache, when one of them is read
 SHOWN = 20  # problems spelled out in one error
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
