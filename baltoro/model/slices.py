@@ -19,7 +19,7 @@ from baltoro.kernels.formats import Format, Packed
 from baltoro.kernels.slab import Slab
 from baltoro.model.heads import Heads, PackedHeads
 from baltoro.model.linear import Linear
-from baltoro.model.load import build, format_of, head_shapes, pack_matrix, packed_bytes
+from baltoro.model.load import build, format_of, head_shapes, packed_bytes
 from baltoro.model.moe import MoE, StackedLinear
 from baltoro.model.transformer import Transformer
 
@@ -82,7 +82,7 @@ def _heads(heads: Heads, format: Format, slab: Slab, generator: torch.Generator)
     keys, values = torch.split(w, heads.split)
     stacks: list[Packed] = []
     for part, (H, outputs, inputs) in zip((keys, values, keys.mT), head_shapes(heads), strict=True):
-        stack, one = formats.empty(format, outputs, inputs, slab=slab, experts=H), pack_matrix(part, format)
+        stack, one = formats.empty(format, outputs, inputs, slab=slab, experts=H), formats.pack(part, format)
         for head in range(H):
             stack.put(one, head)
         stacks.append(stack)

@@ -10,9 +10,10 @@ namespace baltoro::amx {
 #include "avx512.inl"
 //
 #include "../attention.inl"
+#include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"amx",  kTileRows, prepare, product, gated,    weighted,
-                               attend, 16 * 64,   16 * 32, 4,       read_all, multiply_tiles};
+extern const Target kernels = {"amx", kTileRows, prepare, product, gated,    weighted,      attend,
+                               pack,  16 * 64,   16 * 32, 4,       read_all, multiply_tiles};
 
 }  // namespace baltoro::amx
