@@ -17,9 +17,9 @@ from baltoro.weights.fetch.http import Patience, Transient
 from baltoro.weights.fetch.journal import RemoteFile
 from baltoro.weights.fetch.part import PIECE, Lease, Part, Stopped
 from baltoro.weights.fetch.sources import Source
+from baltoro.weights.fetch.spread import TICK_S
 
 REQUEST = 256 * 2**20  # bytes of one request: long enough for a distant server, short enough to share a file's end
-TICK_S = 0.2  # between two looks of the main thread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

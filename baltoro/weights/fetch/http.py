@@ -6,7 +6,6 @@ which hands the body over in pieces of 64 KiB.
 
 from __future__ import annotations
 
-import os
 import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -18,6 +17,7 @@ from threading import Lock
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
+import httpx2
 import urllib3
 from urllib3.exceptions import HTTPError
 
@@ -113,7 +113,7 @@ class Http:
             "maxsize": connections,
             "timeout": urllib3.Timeout(connect=10, read=timeout_s),
             "retries": False,
-            "ca_certs": os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE"),
+            "ssl_context": httpx2.create_ssl_context(),  # trusts whom the hub's client trusts
         }
         self._pool = urllib3.ProxyManager(_with_scheme(proxy), **settings) if proxy else urllib3.PoolManager(**settings)
 

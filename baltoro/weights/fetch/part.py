@@ -24,6 +24,7 @@ from baltoro.weights.fetch.digest import Digest, Hash, new_hash
 from baltoro.weights.fetch.journal import Claims, Journal, RemoteFile, Stretch, Whole
 
 PIECE = 64 * 2**20  # bytes between two lines of the journal: what kill -9 can cost a worker
+LARGE = 2**30  # bytes that take so long to read that a person should know
 TRIES = 4  # times a round hashes the rest of the file early, hoping that the piece just replaced was the wrong one
 ROUNDS = 2  # times a whole file is asked for again because it is not what is published
 
@@ -127,9 +128,9 @@ class Part:
             self.path.unlink(missing_ok=True)
             self.journal.start()
             claims = Claims()
-        self.path.touch()
-        self._disk = self.path.open("r+b", buffering=0)
-        if check.is_as_recorded(self.path, self.file, claims.whole):  # killed between comparing and moving
+        is_whole = check.is_as_recorded(self.path, self.file, claims.whole)  # killed between comparing and moving
+        self._disk = self.path.open("r+b" if self.path.is_file() else "w+b", buffering=0)
+        if is_whole:
             self._move()
             return
         start = 0
@@ -138,6 +139,8 @@ class Part:
             start = end
         self._ahead += [_Claim(each.start, each.end, own=each.sha256) for each in claims.stretches]
         self._expected = claims.prefixes
+        if (here := sum(each.end - each.start for each in self._ahead)) > LARGE:
+            self._say(f"{self.file.name}: {here / 1e9:,.1f} GB came earlier and are compared first")
         self._hashing = False
         self.advance()
 

@@ -8,7 +8,6 @@ import os
 import threading
 import time
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -20,7 +19,8 @@ from baltoro.weights.fetch.digest import Digest
 from baltoro.weights.fetch.display import Display, duration, size
 from baltoro.weights.fetch.download import Download, Pace, Tally
 from baltoro.weights.fetch.journal import RemoteFile
-from baltoro.weights.fetch.sources import Listing, source_of
+from baltoro.weights.fetch.sources import Listing, source_of, title
+from baltoro.weights.fetch.spread import spread
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,17 +126,14 @@ def _verdicts(directory: Path, listing: Listing, jobs: int, display: Display) ->
         with lock:
             seen += count
 
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            tasks = [pool.submit(check.verdict, directory, file, stop.is_set, read) for file in listing.files]
-            while not all(task.done() for task in tasks):
-                display.update(here=seen, total=total, moved=seen)
-                stop.wait(0.2)
-        finally:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-    verdicts = zip(listing.files, (task.result() for task in tasks), strict=True)
-    return {file.name: wrong for file, wrong in verdicts if wrong}
+    def look(file: RemoteFile) -> str | None:
+        return check.verdict(directory, file, stop.is_set, read)
+
+    try:
+        verdicts = spread(look, listing.files, jobs, tick=lambda: display.update(here=seen, total=total, moved=seen))
+    finally:
+        stop.set()
+    return {file.name: wrong for file, wrong in zip(listing.files, verdicts, strict=True) if wrong}
 
 
 def choose(listing: Listing, include: Sequence[str], exclude: Sequence[str]) -> Listing:
@@ -223,11 +220,9 @@ def _remember(directory: Path, listing: Listing) -> None:
 
 def _recall(directory: Path, repo: str, revision: str | None) -> Listing | None:
     listing = _read_listing(directory)
-    if listing is None:
+    if listing is None or listing.source != title(repo) or revision not in (None, listing.revision):
         return None
-    names = {listing.source, listing.source.rstrip("/")}
-    is_same = repo in names or (Path(repo).is_dir() and str(Path(repo).resolve()) in names)
-    return listing if is_same and revision in (None, listing.revision) else None
+    return listing
 
 
 def _read_listing(directory: Path) -> Listing | None:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +18,7 @@ from baltoro.weights.fetch import check, http
 from baltoro.weights.fetch.digest import Digest, parse_sums
 from baltoro.weights.fetch.http import Body, Http, Patience, Transient
 from baltoro.weights.fetch.journal import RemoteFile
+from baltoro.weights.fetch.spread import spread
 
 INDEX = "model.safetensors.index.json"
 SUMS = ("SHA256SUMS", "SHA256SUMS.txt", "sha256sums.txt", "checksums.sha256", "checksums.txt")
@@ -48,23 +48,35 @@ class Source(Protocol):
     def open(self, file: RemoteFile, start: int, end: int) -> AbstractContextManager[Body]: ...
 
 
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def title(repo: str) -> str:
+    """REPO as it is typed -> the name that its listing bears: a path, an address with / behind it, OWNER/NAME."""
+    if Path(repo).is_dir():
+        return str(Path(repo).resolve())
+    if repo.startswith(f"{endpoint()}/") and re.fullmatch(r"[^/?#]+/[^/?#]+/?", repo.removeprefix(f"{endpoint()}/")):
+        return repo.removeprefix(f"{endpoint()}/").rstrip("/")  # copied out of the browser
+    if repo.startswith(("http://", "https://")):
+        return repo.rstrip("/") + "/"
+    return HUB_NAMES.get(repo, repo)
+
+
 def source_of(repo: str, *, revision: str | None, connections: int, patience: Patience) -> Source:
-    """REPO as it is typed: an address, a directory, a preset's name, OWNER/NAME on the hub."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    if repo.startswith(f"{endpoint}/") and re.fullmatch(r"[^/?#]+/[^/?#]+/?", repo.removeprefix(f"{endpoint}/")):
-        repo = repo.removeprefix(f"{endpoint}/").rstrip("/")  # copied out of the browser
-    elif Path(repo).is_dir() or repo.startswith(("http://", "https://")):
+    name = title(repo)
+    if name.startswith(("/", "http://", "https://")):
         if revision is not None:
             raise FetchError(f"{repo} has no revisions", hint="--revision belongs to models of the hub")
-        return Directory(Path(repo)) if Path(repo).is_dir() else Mirror(repo, connections, patience)
-    repo = HUB_NAMES.get(repo, repo)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
-        known = f"{repo} is embedded; " if repo in PRESETS else ""
+        return Directory(Path(name)) if name.startswith("/") else Mirror(name, connections, patience)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FetchError(
-            f"{known}{repo}: no such directory, expected OWNER/NAME, an http address or a directory",
+            f"{repo}: no such directory, expected OWNER/NAME, an http address or a directory"
+            if repo not in PRESETS
+            else f"{repo} is embedded, there is nothing to fetch",
             hint=f"on the hub are {', '.join(HUB_NAMES.values())}",
         )
-    return Hub(repo, revision or "main", endpoint, connections, patience)
+    return Hub(name, revision or "main", endpoint(), connections, patience)
 
 
 class Hub:
@@ -134,7 +146,7 @@ class Mirror:
     """A folder on a web server: what its file of sha256 sums names, its index of shards, and the usual small files."""
 
     def __init__(self, base: str, connections: int, patience: Patience) -> None:
-        self._base, self._connections, self._patience = base.rstrip("/") + "/", connections, patience
+        self._base, self._connections, self._patience = base, connections, patience
         self._http = Http(base, connections=connections)
         self._http.hint_refused = "this server asks for an account, or does not show this folder"
 
@@ -161,8 +173,8 @@ class Mirror:
             digest = digests.get(name) or head.digest
             return RemoteFile(name=name, size=head.size, digest=digest, version=head.version)
 
-        with ThreadPoolExecutor(self._connections) as pool:
-            files = [file for file in pool.map(look, dict.fromkeys(map(harmless, names))) if file is not None]
+        found = spread(look, list(dict.fromkeys(map(harmless, names))), self._connections)
+        files = [file for file in found if file is not None]
         if not any(file.name.endswith(".safetensors") or file.name in digests for file in files):
             raise FetchError(
                 f"{self._base} shows no model: neither {SUMS[0]} nor {INDEX} nor model.safetensors",
@@ -204,7 +216,7 @@ class Directory:
         ]
         if lost := sorted(digests.keys() - {file.name for file in files}):
             raise FetchError(f"{self._root} lacks {lost[0]}, though its list of sums names it")
-        return Listing(source=str(self._root.resolve()), revision=None, files=in_order(files))
+        return Listing(source=str(self._root), revision=None, files=in_order(files))
 
     @contextmanager
     def open(self, file: RemoteFile, start: int, end: int) -> Generator[Body]:

@@ -159,7 +159,7 @@ def test_a_new_commit_brings_only_what_changed(tmp_path: Path, monkeypatch: pyte
         (REPO, "no-such-branch", "no revision no-such-branch"),
         ("moonshotai/Kimi-K3", None, "no model moonshotai/Kimi-K3"),
         ("kimi", None, "expected OWNER/NAME"),
-        ("nano", None, "nano is embedded"),
+        ("nano", None, "nano is embedded, there is nothing to fetch"),
     ],
 )
 def test_what_the_hub_does_not_have_is_explained(
