@@ -86,7 +86,10 @@ def verdict(
     if size != file.size:
         wrong = f"{size:,} bytes, expected {file.size:,}"
     else:
-        wrong = _damage(final, file, digest, claims, stopped, count)
+        try:
+            wrong = _damage(final, file, digest, claims, stopped, count)
+        except OSError as error:  # the disk itself gives up
+            wrong = f"cannot be read: {error.strerror}"
     if wrong and claims.whole:
         with suppress(OSError):  # what may only be read can be verified too
             journal.start(claims.prefixes)

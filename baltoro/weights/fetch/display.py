@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 QUIET_S = 15.0  # between two lines where there is no terminal
+GRUMBLE_S = 30.0  # between two lines about a network that fails
 WINDOW_S = 20.0  # that the rate is taken over
 
 
@@ -44,6 +45,7 @@ class Display:
         self._task: TaskID | None = None
         self._seen: deque[tuple[float, int]] = deque()  # (when, bytes moved until then)
         self._last_line = time.monotonic()
+        self._last_grumble = -GRUMBLE_S
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -70,6 +72,13 @@ class Display:
         if not self._console.is_terminal and now - self._last_line > QUIET_S:
             self._last_line = now
             self.say(f"{self._what} {note}")
+
+    def grumble(self, text: str) -> None:
+        """Eight workers lose one network: one of them may say so."""
+        now = time.monotonic()
+        if now - self._last_grumble >= GRUMBLE_S:
+            self._last_grumble = now
+            self.say(text)
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

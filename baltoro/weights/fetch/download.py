@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,7 +82,8 @@ class Download:
             self._change.notify_all()
             parts = list(self._active)
         for part in parts:
-            part.close()
+            with suppress(OSError):  # a disk that is full has been told of already
+                part.close()
         deadline = time.monotonic() + 1.0
         for worker in workers:
             if worker.ident is not None:
@@ -157,6 +159,8 @@ class Download:
                     heard, failures = time.monotonic(), 0
                 wait_s = patience.wait_s(failures, error.wait_s)
                 failures += 1
+                if failures > 1:
+                    patience.say(f"{error}; trying again")
                 if time.monotonic() + wait_s - heard > patience.total_s:
                     raise http.given_up(error, patience.total_s) from error
                 if self._stop.wait(wait_s):
@@ -197,13 +201,11 @@ class Download:
             self._change.notify_all()
 
     def _explain(self, error: BaseException) -> BaseException:
-        """A disk that is full is the user's to repair; other surprises stay as they are."""
-        if not isinstance(error, OSError) or isinstance(error, FetchError):
+        """A disk that is full is the user's to repair, and how much it lacks is known here."""
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return error
         missing = self._total - self._done_bytes - sum(part.here_bytes for part in self._active)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return FetchError(
-                f"{self._directory}: the disk is full, {size(missing)} are still to come",
-                hint="what has arrived is kept: make room, then the same command goes on",
-            )
-        return FetchError(f"{self._directory} cannot be written: {error.strerror or error}")
+        return FetchError(
+            f"{self._directory}: the disk is full, {size(missing)} are still to come",
+            hint="what has arrived is kept: make room, then the same command goes on",
+        )

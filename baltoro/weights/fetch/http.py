@@ -6,6 +6,9 @@ which hands the body over in pieces of 64 KiB.
 
 from __future__ import annotations
 
+import re
+import socket
+import ssl
 import time
 import urllib.request
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -51,6 +54,7 @@ class Patience:
     total_s: float = 600.0
     first_wait_s: float = 0.5  # doubled from try to try
     longest_wait_s: float = 60.0
+    say: Callable[[str], object] = lambda _: None  # is told what is waited for, from the second try on
 
     def wait_s(self, failures: int, asked_s: float) -> float:
         return max(asked_s, min(self.longest_wait_s, self.first_wait_s * 2 ** min(failures, 16)))
@@ -66,6 +70,8 @@ class Patience:
                 if time.monotonic() - began + wait_s > self.total_s:
                     raise given_up(error, self.total_s) from error
                 failures += 1
+                if failures > 1:
+                    self.say(f"{error}; trying again")
                 sleep(wait_s)
 
 
@@ -105,6 +111,7 @@ class Http:
         self._token = token
         self._direct: dict[str, str] = {}  # address -> where it led to last
         self._lock = Lock()
+        self._heard = False  # anything, from anybody
         proxies, parts = urllib.request.getproxies(), urlsplit(origin)
         proxy = proxies.get(parts.scheme) or proxies.get("all")
         if urllib.request.proxy_bypass(parts.hostname or ""):
@@ -192,7 +199,10 @@ class Http:
                     method, at, headers={**self._headers(at), **(headers or {})}, preload_content=False, redirect=False
                 )
             except (HTTPError, OSError) as error:
+                if hopeless := given_reason(error, who=_host(at), is_first=not self._heard):
+                    raise hopeless from error
                 raise Transient(f"{_host(at)}: {_reason(error)}") from error
+            self._heard = True
             first = response.headers if first is None else first
             target = response.headers.get("Location") if response.status in REDIRECTS else None
             if target is None or (method == "HEAD" and "X-Linked-Size" in first):
@@ -231,11 +241,27 @@ class Http:
         self._pool.clear()
 
 
+def given_reason(error: BaseException, *, who: str, is_first: bool) -> FetchError | None:
+    """A failure that time will not mend: a certificate nobody vouches for; a name that is unknown from the start."""
+    each: BaseException | None = error
+    while each is not None:
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return FetchError(
+                f"{who}: {each.verify_message}", hint="SSL_CERT_FILE may name a file of certificates that you trust"
+            )
+        if isinstance(each, socket.gaierror) and is_first:
+            return FetchError(f"{who}: {each.strerror}", hint="is the name right, and is there a network?")
+        inner = next((part for part in each.args if isinstance(part, BaseException)), None)
+        each = inner or each.__cause__ or each.__context__
+    return None
+
+
 def later(status: int, headers: Mapping[str, str], who: str) -> Transient | None:
     """What a status like 429 asks for; None if the status is none of those."""
     if status not in LATER:
         return None
-    wait_s = _retry_after_s(headers.get("Retry-After", ""))
+    window = re.search(r";\s*t\s*=\s*(\d+)", headers.get("RateLimit", ""))  # the hub's way of saying it
+    wait_s = _retry_after_s(headers.get("Retry-After", window[1] if window and status == 429 else ""))
     if wait_s > LONGEST_PLEA_S:
         raise FetchError(f"{who} answers {status} and asks to wait {wait_s / 60:,.0f} minutes", hint="try again then")
     return Transient(f"{who} answers {status}", wait_s)

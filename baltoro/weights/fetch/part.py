@@ -276,10 +276,13 @@ class Part:
 
     def _fold(self, claim: _Claim, state: Hash) -> bool:
         own = hashlib.sha256() if claim.own else None
-        for block in check.blocks(self._disk.fileno(), claim.start, claim.end):
-            state.update(block)
-            if own:
-                own.update(block)
+        try:
+            for block in check.blocks(self._disk.fileno(), claim.start, claim.end):
+                state.update(block)
+                if own:
+                    own.update(block)
+        except OSError:  # a sector that cannot be read may well be written
+            return False
         return (not own or own.hexdigest() == claim.own) and claim.prefix in (None, state.hexdigest())
 
     # --- the end ------------------------------------------------------------------------------------------------

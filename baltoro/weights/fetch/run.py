@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -66,15 +66,17 @@ def fetch(
     Interrupted at any moment it goes on where it was; what is complete already is not read again.
     """
     pace, began = pace or Pace(), time.monotonic()
-    source = source_of(repo, revision=revision, connections=pace.jobs, patience=pace.patience)
     if Path(repo).is_dir() and directory.exists() and directory.samefile(repo):
         raise FetchError(f"{directory} is both the source and the target", hint="name another directory")
-    with _locked(directory), Display("fetching") as display:
+    with Display("fetching") as display, _explained(directory):
+        pace = replace(pace, patience=replace(pace.patience, say=display.grumble))
+        source = source_of(repo, revision=revision, connections=pace.jobs, patience=pace.patience)
         listing = choose(source.list(), include, exclude)
-        _remember(directory, listing)
-        missing = [file for file in listing.files if not check.is_recorded(directory, file)]
-        _check_disk(directory, missing)
-        tally = Download(missing, source, directory, pace, display).run() if missing else Tally()
+        with _locked(directory):
+            _remember(directory, listing)
+            missing = [file for file in listing.files if not check.is_recorded(directory, file)]
+            _check_disk(directory, missing)
+            tally = Download(missing, source, directory, pace, display).run() if missing else Tally()
     return Summary(
         source=listing.source,
         revision=listing.revision,
@@ -101,9 +103,10 @@ def verify(
     if not directory.is_dir():
         raise FetchError(f"{directory}: no such directory", hint="without --verify it is made and filled")
     listing = _recall(directory, repo, revision)
-    with _locked(directory), Display("verifying") as display:
+    with Display("verifying") as display, _explained(directory), _locked(directory):
         if listing is None:
-            listing = source_of(repo, revision=revision, connections=pace.jobs, patience=pace.patience).list()
+            patience = replace(pace.patience, say=display.grumble)
+            listing = source_of(repo, revision=revision, connections=pace.jobs, patience=patience).list()
         listing = choose(listing, include, exclude)
         wrong = _verdicts(directory, listing, pace.jobs, display)
     return Verdict(
@@ -172,6 +175,16 @@ def _allocated(directory: Path, file: RemoteFile) -> int:
     if unfinished.is_file():
         return min(file.size, unfinished.stat().st_blocks * 512)
     return file.size if final.is_file() and final.stat().st_size == file.size else 0
+
+
+@contextmanager
+def _explained(directory: Path) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FetchError(
+            f"{error.filename or directory}: {error.strerror or error}", hint="what has arrived is kept"
+        ) from error
 
 
 @contextmanager

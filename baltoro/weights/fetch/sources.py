@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, cast
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from baltoro.config import PRESETS
 from baltoro.errors import FetchError
@@ -68,6 +68,8 @@ def source_of(repo: str, *, revision: str | None, connections: int, patience: Pa
     if name.startswith(("/", "http://", "https://")):
         if revision is not None:
             raise FetchError(f"{repo} has no revisions", hint="--revision belongs to models of the hub")
+        if not name.startswith("/") and not urlsplit(name).hostname:
+            raise FetchError(f"{repo} names no host", hint="https://HOST/FOLDER")
         return Directory(Path(name)) if name.startswith("/") else Mirror(name, connections, patience)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise FetchError(
@@ -133,6 +135,8 @@ class Hub:
                 raise plea from error
             raise FetchError(f"{who}: {self._endpoint} answers {error.response.status_code}") from error
         except httpx2.TransportError as error:
+            if hopeless := http.given_reason(error, who=self._endpoint, is_first=True):
+                raise hopeless from error
             raise Transient(f"{self._endpoint}: {error}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise FetchError(f"{who}: {self._endpoint} does not answer as the hub does ({error})") from error
@@ -204,7 +208,7 @@ class Directory:
         for name in SUMS:
             if not digests and (self._root / name).is_file():
                 digests = parse_sums((self._root / name).read_text(encoding="utf-8", errors="replace"))
-        hidden = (check.STATE, ".git", ".cache")
+        hidden = {check.STATE, ".git", ".cache"}
         found = [path for path in sorted(self._root.rglob("*")) if path.is_file()]
         names = [path.relative_to(self._root).as_posix() for path in found]
         files = [
@@ -212,7 +216,7 @@ class Directory:
                 name=name, size=path.stat().st_size, digest=digests.get(name), version=str(path.stat().st_mtime_ns)
             )
             for name, path in zip(names, found, strict=True)
-            if name.partition("/")[0] not in hidden
+            if not hidden & set(PurePosixPath(name).parts)
         ]
         if lost := sorted(digests.keys() - {file.name for file in files}):
             raise FetchError(f"{self._root} lacks {lost[0]}, though its list of sums names it")

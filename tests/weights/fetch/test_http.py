@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import socket
 import socketserver
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -99,6 +104,36 @@ def test_nobody_there_is_transient_and_given_up_in_the_end() -> None:
         patience.call(lambda: http.head("http://127.0.0.1:9/x"))
 
 
+def test_a_name_that_nobody_knows_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object, **__: object) -> object:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(FetchError, match="Name or service not known"):
+        Patience(total_s=60).call(lambda: Http("http://mirror.invalid").head("http://mirror.invalid/x"))
+
+
+def test_a_certificate_that_nobody_vouches_for_is_told_at_once(tmp_path: Path) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    try:
+        subprocess.run(
+            [*command, "-keyout", "key.pem", "-out", "own.pem"], cwd=tmp_path, check=True, capture_output=True
+        )
+    except FileNotFoundError:
+        pytest.skip("makes its certificate with openssl")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "key.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        url = f"https://localhost:{server.server_address[1]}"
+        with pytest.raises(FetchError, match=r"self.signed certificate") as error:
+            Patience(total_s=60).call(lambda: Http(url).head(f"{url}/x"))
+        server.shutdown()
+    assert "SSL_CERT_FILE" in error.value.hint
+
+
 def test_redirects_in_a_circle_end() -> None:
     turn = "302 Found\nLocation: /y\nContent-Length: 0\n\n"
     with answers(*[turn] * 20) as (url, _), pytest.raises(FetchError, match="without an end"):
@@ -131,6 +166,9 @@ def test_retry_after_may_be_a_date() -> None:
     nonsense = later(429, {"Retry-After": "soon"}, "host")
     assert nonsense is not None
     assert nonsense.wait_s == 0
+    window = later(429, {"RateLimit": '"resolvers";r=0;t=55'}, "host")
+    assert window is not None
+    assert window.wait_s == 55
     assert later(404, {}, "host") is None
 
 

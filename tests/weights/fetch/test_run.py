@@ -168,7 +168,8 @@ def test_what_the_hub_does_not_have_is_explained(
     with serve(model()) as site:
         monkeypatch.setenv("HF_ENDPOINT", site.hub)
         with pytest.raises(FetchError, match=says):
-            run.fetch(repo, tmp_path, revision=revision, pace=PACE)
+            run.fetch(repo, tmp_path / "new", revision=revision, pace=PACE)
+        assert not (tmp_path / "new").exists()
 
 
 def test_a_gated_model_asks_for_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,6 +428,12 @@ def test_a_disk_that_fills_up_is_explained_and_leaves_no_half_file(
         monkeypatch.undo()
         fetch_from(site, tmp_path)
         assert read(tmp_path) == files
+
+
+def test_a_directory_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with serve(model()) as site, pytest.raises(FetchError, match=r"file.*: (Not a directory|File exists)"):
+        fetch_from(site, tmp_path / "file")
 
 
 def test_two_fetches_do_not_mix_in_one_directory(tmp_path: Path) -> None:
