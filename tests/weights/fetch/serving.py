@@ -12,13 +12,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 import numpy as np
 
+from baltoro.weights.fetch import run
+from baltoro.weights.fetch.http import Patience
+
 KB = 1024
+FAST = Patience(total_s=20, first_wait_s=0.01, longest_wait_s=0.05)
+PACE = run.Pace(jobs=4, patience=FAST, piece_bytes=64 * KB, request_bytes=256 * KB)
 REPO = "moonshotai/Kimi-K2-Tiny"
+
+
+def fetch_in_small_pieces(url: str, directory: str) -> None:
+    """What a process of its own runs."""
+    run.fetch(url, Path(directory), pace=PACE)
 
 
 def noise(size: int, seed: int) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -21,10 +22,8 @@ import pytest
 from baltoro.errors import FetchError
 from baltoro.weights.fetch import run
 from baltoro.weights.fetch.http import Patience
-from tests.weights.fetch.serving import KB, REPO, Fault, Site, model, noise, serve, sums
+from tests.weights.fetch.serving import KB, PACE, REPO, Fault, Site, fetch_in_small_pieces, model, noise, serve, sums
 
-FAST = Patience(total_s=20, first_wait_s=0.01, longest_wait_s=0.05)
-PACE = run.Pace(jobs=4, patience=FAST, piece_bytes=64 * KB, request_bytes=256 * KB)
 SHARD = "model-2-of-3.safetensors"
 
 
@@ -330,45 +329,29 @@ def test_files_that_another_program_fetched_are_compared_and_kept(tmp_path: Path
         assert read(tmp_path) == files
 
 
-_KILLED = f"""
-import sys
-from pathlib import Path
-from baltoro.weights.fetch import run
-from baltoro.weights.fetch.http import Patience
-run.fetch(sys.argv[1], Path(sys.argv[2]), pace=run.Pace(
-    jobs=4, patience=Patience(total_s=20, first_wait_s=0.01), piece_bytes={64 * KB}, request_bytes={256 * KB}))
-print("done", flush=True)
-"""
-
-
 @pytest.mark.parametrize("published", [True, False])
 def test_killed_at_any_moment_it_goes_on(tmp_path: Path, published: bool) -> None:
     """kill -9 at ten random moments, with and without published digests: twenty in all."""
     files = model(4, 1000 * KB)
     chance = random.Random(published)
-    with serve(files | ({"SHA256SUMS": sums(files)} if published else {}), chunk_s=0.012) as site:
-        kills = 0
-        while True:
-            process = subprocess.Popen(
-                [sys.executable, "-c", _KILLED, site.mirror, str(tmp_path)],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )  # fmt: skip
-            if kills < 10:
-                deadline = time.monotonic() + 60
-                begun = len(site.requests)
-                while len(site.requests) < begun + 20 and process.poll() is None and time.monotonic() < deadline:
-                    time.sleep(0.005)
-                time.sleep(chance.uniform(0, 0.25))
-                process.kill()
-                kills += 1
-            out, err = process.communicate(timeout=120)
-            for path in read(tmp_path):  # a file with its own name is whole, at any moment
-                assert (tmp_path / path).read_bytes() == files[path]
-            if process.returncode == 0:
-                assert out == "done\n"
-                break
-            assert process.returncode == -signal.SIGKILL, err
-    assert read(tmp_path) == files
+    forks = multiprocessing.get_context("forkserver")  # imports once
+    forks.set_forkserver_preload(["tests.weights.fetch.serving"])
+    with serve(files | ({"SHA256SUMS": sums(files)} if published else {}), chunk_s=0.03) as site:
+        for _ in range(10):
+            process = forks.Process(target=fetch_in_small_pieces, args=(site.mirror, str(tmp_path)))
+            process.start()
+            begun = len(site.requests)
+            while len(site.requests) < begun + 20 and process.is_alive():  # the list is read, shards have begun
+                time.sleep(0.002)
+            time.sleep(chance.uniform(0, 0.25))
+            process.kill()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            there = read(tmp_path)  # a file with its own name is whole, at any moment
+            assert there == {name: files[name] for name in there}
+        site.chunk_s = 0
+        fetch_in_small_pieces(site.mirror, str(tmp_path))
+    assert {name: read(tmp_path)[name] for name in files} == files
     assert leftovers(tmp_path) == []
 
 
