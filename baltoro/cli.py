@@ -242,6 +242,42 @@ def info(
 
 
 @app.command()
+def fetch(
+    repo: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the hub, a preset, the address of a folder, or a directory.")
+    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; made if it is not there.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub. [default: main]")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only files like this; * is anything; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No files like this; repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Ranges that are fetched at the same time.")] = 8,
+    patience: Annotated[int, typer.Option(min=0, help="Seconds without a byte before giving up.")] = 600,
+    verify: Annotated[bool, typer.Option("--verify", help="Read and compare what is there; fetch nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """Bring the files of a model to DIR, every byte compared with what is published.
+
+    Stopped at any moment, the same command goes on. HF_TOKEN and HF_ENDPOINT are honoured.
+    """
+    from baltoro.weights.fetch import run
+    from baltoro.weights.fetch.http import Patience
+
+    pace = run.Pace(jobs=jobs, patience=Patience(total_s=patience))
+    call = run.verify if verify else run.fetch
+    try:
+        result = call(repo, directory, revision=revision, include=include or (), exclude=exclude or (), pace=pace)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what has arrived is kept, the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(json.dumps(asdict(result), indent=2) if as_json else run.line(result))
+    if isinstance(result, run.Verdict) and result.wrong:
+        raise BaltoroError(
+            f"{len(result.wrong)} of {result.files} files are not as published",
+            hint="the same command without --verify repairs them",
+        )
+
+
+@app.command()
 def forward(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint; no tokenizer is needed.")],
     ids: Annotated[str, typer.Option(help='Token ids, "1 2 3".')],
