@@ -33,6 +33,7 @@ _LARGEST_GROUP = {"int8": 128, "int4": 32}
 _REACHES = (-8.0, -8.4, -8.8, 7.0)
 _NOTHING = 2.0**-100  # a group of nothing larger is a group of zeros
 _LARGEST_FP8 = 448.0
+_GROUP_LIMIT = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
 
     group: 8 or more, dividing I; None: `group_for`.
     """
-    O, I = w.shape[-2:]
+    O, I = _sizes("w", w)
     if format == "fp8":
         each = [quantize_stripe(w[..., start : start + BLOCK, :].float()) for start in range(0, O, BLOCK)]
         scale_inv = torch.stack([scales for _, scales in each], -2)
@@ -124,8 +125,7 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
         w = w.bfloat16()
         _check_finite(w, format)
         return Packed(format, O, I, 0, _panels(w, format), torch.empty(0))
-    if group < 8 or group % 8 or I % group:
-        raise ValueError(f"group is {group}, expected a multiple of 8 that divides the {I} inputs")
+    check_group("group", group, I)
     _check_finite(w, format)
     quantize = _to_int8 if format == "int8" else _to_int4
     q, scales = quantize(w.float().reshape(*w.shape[:-1], -1, group))  # (..., O, G, group), (..., O, G)
@@ -136,7 +136,12 @@ def pack(w: Tensor, format: Format, *, group: int | None = None) -> Packed:
 
 def pack_fp8(q: Tensor, scale_inv: Tensor) -> Packed:
     """Block-fp8 as weights/fp8.py has it, its bytes in another order. A weight or scale that is no number: refused."""
-    O, I = q.shape[-2:]
+    O, I = _sizes("q", q)
+    blocks = (*q.shape[:-2], -(-O // BLOCK), -(-I // BLOCK))
+    if q.dtype is not torch.float8_e4m3fn or scale_inv.shape != blocks:
+        raise ValueError(
+            f"q is {q.dtype} {tuple(q.shape)} and scale_inv {tuple(scale_inv.shape)}, expected e4m3fn and {blocks}"
+        )
     if bool((q.view(torch.uint8) & 0x7F == 0x7F).any()) or not bool(scale_inv.isfinite().all()):
         raise damaged_fp8(tuple(q.shape))
     scales = scale_inv.float().repeat_interleave(BLOCK // PANEL, -2)[..., : -(-O // PANEL), :].contiguous()
@@ -161,6 +166,14 @@ def quantize_stripe(w: Tensor) -> tuple[Tensor, Tensor]:
     scale = scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1.0)
     w = w / scale.repeat_interleave(BLOCK, -1)[..., None, : w.shape[-1]]
     return w.clamp_(-_LARGEST_FP8, _LARGEST_FP8).to(torch.float8_e4m3fn), scale
+
+
+def check_group(name: str, group: int, inputs: int) -> None:
+    """Of int8 and int4. A group's sum of bytes times bytes is an int32."""
+    if not 8 <= group <= _GROUP_LIMIT or group % 8 or inputs % group:
+        raise ValueError(
+            f"{name} is {group}, expected a multiple of 8 that divides the {inputs} inputs, {_GROUP_LIMIT} at most"
+        )
 
 
 def as_matrix(stack: Packed) -> Packed:
@@ -195,6 +208,13 @@ def not_finite(shape: tuple[int, ...], format: Format) -> BaltoroError:
 def _check_finite(w: Tensor, format: Format) -> None:
     if not bool(w.isfinite().all()):
         raise not_finite(tuple(w.shape), format)
+
+
+def _sizes(name: str, w: Tensor) -> tuple[int, int]:
+    """O and I of a matrix or a stack of them."""
+    if w.dim() not in (2, 3) or 0 in w.shape[-2:]:
+        raise ValueError(f"{name} is {tuple(w.shape)}, expected (O, I) or (E, O, I)")
+    return w.shape[-2], w.shape[-1]
 
 
 def _to_int8(w: Tensor) -> tuple[Tensor, Tensor]:

@@ -135,6 +135,22 @@ def test_weights_that_are_as_good_as_nothing_become_zeros() -> None:
         assert (unpack(pack(torch.full((16, 64), 7.9e-31), format)) != 0).all()
 
 
+@pytest.mark.parametrize("scales", [torch.ones(1, 1), torch.ones(1, 3), torch.ones(2), torch.ones(2, 1, 2)])
+def test_fp8_needs_a_scale_for_each_block_and_values_of_its_type(scales: Tensor) -> None:
+    q = torch.zeros(20, 130, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"expected e4m3fn and \(1, 2\)"):
+        pack_fp8(q.view(torch.float8_e4m3fn), scales)
+    with pytest.raises(ValueError, match=r"q is torch\.uint8"):
+        pack_fp8(q, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("shape", [(), (128,), (0, 128), (16, 0), (2, 2, 16, 128)])
+def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    for format in ("bf16", "int8", "int4"):
+        with pytest.raises(ValueError, match=r"w is \("):
+            pack(torch.zeros(shape), format)
+
+
 def test_inf_and_nan_are_refused_not_rounded() -> None:
     w = weights(16, 128)
     w[3, 5] = torch.nan

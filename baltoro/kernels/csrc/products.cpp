@@ -147,7 +147,7 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
   for (int64_t i = 0; i < pairs; ++i) {
     const int64_t e = experts[i], place = begins[e]++;
     const int32_t slot = static_cast<int32_t>(slots[e]++), token = static_cast<int32_t>(i / K);
-    to_hidden[place] = {T > 1 ? slot : token, slot, 1.0f};
+    to_hidden[place] = {most > 1 ? slot : token, slot, 1.0f};
     to_output[place] = {slot, token, weights[i]};
   }
   for (int64_t e = E; e > 0; --e) begins[e] = begins[e - 1];  // each had moved to its end
@@ -156,14 +156,14 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
   const int64_t num_slots = slots[E];
   hidden.resize(std::max<size_t>(hidden.size(), num_slots * width));
   const Inputs prepared = room.inputs_of(gate, T), hidden_inputs = hidden_room.inputs_of(down, num_slots, hidden_rows);
-  const Inputs inputs = T > 1 ? sorted_room.inputs_of(gate, num_slots, rows) : prepared;
+  const Inputs inputs = most > 1 ? sorted_room.inputs_of(gate, num_slots, rows) : prepared;
   const Token *first = to_hidden.data(), *second = to_output.data();
   const int64_t *begin = begins.data(), *who = busy.data(), num_busy = static_cast<int64_t>(busy.size());
   float* h = hidden.data();
 
   auto same = [](int64_t t) { return t; };
   prepare_rows(target, gate, x, prepared, T, same, same, threads);
-  if (T > 1) {  // an expert's rows are to lie one behind the other
+  if (most > 1) {  // an expert's rows are to lie one behind the other
     auto copy = [&, second](int64_t i) { place(prepared, second[i].out, inputs, second[i].row); };
     parallel_for(pairs * prepared.row_bytes < 65536 ? 1 : threads, pairs, copy);
   }
