@@ -1,7 +1,7 @@
 """One Python door for each kernel: check the tensors, then call native code or its torch twin.
 
 Which code runs is chosen once, at the first call: the widest instruction set that was built and that
-this CPU has, or the torch twin where nothing was built. `BALTORO_CPU=torch|scalar|avx2|avx512` forces
+this CPU has, or the torch twin where nothing was built. `BALTORO_CPU=torch|scalar|avx2|avx512|amx` forces
 one. Native kernels release the GIL and run on `torch.get_num_threads()` threads, the caller's among them.
 They have no gradient.
 """

@@ -215,9 +215,11 @@ static constexpr int kTokens = 4, kPairTokens = 2;  // 8 of 16 registers for sum
 static constexpr int kQueries = 2;
 
 #include "../attention.inl"
+#include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx2",       prepare,        product,   gated,    weighted, attend,
-                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
+extern const Target kernels = {"avx2",    1,        prepare, product,      gated,
+                               weighted,  attend,   pack,    kDensestInts, kDensestFloats,
+                               kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::avx2

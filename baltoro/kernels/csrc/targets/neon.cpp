@@ -239,9 +239,11 @@ static constexpr int kTokens = 2, kPairTokens = 2;  // 16 of 32 registers for su
 static constexpr int kQueries = 2;
 
 #include "../attention.inl"
+#include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"neon",       prepare,        product,   gated,    weighted, attend,
-                               kDensestInts, kDensestFloats, kRoofSums, read_all, multiply};
+extern const Target kernels = {"neon",    1,        prepare, product,      gated,
+                               weighted,  attend,   pack,    kDensestInts, kDensestFloats,
+                               kRoofSums, read_all, multiply};
 
 }  // namespace baltoro::neon
