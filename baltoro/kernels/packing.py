@@ -62,6 +62,8 @@ def _check_source(to: Packed, w: Tensor, scale_inv: Tensor | None) -> None:
     if (w.dtype is torch.float8_e4m3fn) != (scale_inv is not None):
         raise ValueError(f"w is {w.dtype}, expected scale_inv with float8_e4m3fn, and only with that")
     blocks = (-(-to.outputs // BLOCK), -(-to.inputs // BLOCK))
+    if scale_inv is not None and scale_inv.device != w.device:
+        raise ValueError(f"scale_inv is on {scale_inv.device}, w on {w.device}")
     if scale_inv is not None and (scale_inv.shape != blocks or not scale_inv.is_floating_point()):
         raise ValueError(f"scale_inv is {scale_inv.dtype} {tuple(scale_inv.shape)}, expected float32 {blocks}")
 
@@ -72,8 +74,10 @@ def _check_place(to: Packed, expert: int | None) -> None:
         raise ValueError(f"expert is {expert}, the place is {'one matrix' if to.experts is None else 'a stack'}")
     if to.experts is not None and expert is not None and not 0 <= expert < to.experts:
         raise ValueError(f"expert is {expert}, expected 0 .. {to.experts - 1}")
-    if to.format in ("int8", "int4") and (to.group < 8 or to.group % 8 or to.inputs % to.group):
-        raise ValueError(f"group is {to.group}, expected a multiple of 8 that divides the {to.inputs} inputs")
+    if to.format in ("int8", "int4"):
+        formats.check_group("group", to.group, to.inputs)
+    elif to.group != formats.group_for(to.format, to.inputs):
+        raise ValueError(f"group is {to.group}, expected {formats.group_for(to.format, to.inputs)} in {to.format}")
     lead = () if to.experts is None else (to.experts,)
     for name, part, shape in zip(
         ("data", "scales"),
@@ -84,6 +88,8 @@ def _check_place(to: Packed, expert: int | None) -> None:
         expected = shape if shape == (0,) else (*lead, *shape)
         if part.shape != expected or not part.is_contiguous():
             raise ValueError(f"to.{name} is {tuple(part.shape)}, expected {expected}, contiguous")
+    if to.format != "bf16" and to.scales.device != to.data.device:
+        raise ValueError(f"to.scales are on {to.scales.device}, to.data on {to.data.device}")
     types = (torch.uint8, formats.SCALES[to.format])
     if (to.data.dtype, to.scales.dtype) != types:
         raise ValueError(f"to is {to.data.dtype} and {to.scales.dtype}, expected {types[0]} and {types[1]}")

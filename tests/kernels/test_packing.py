@@ -209,6 +209,14 @@ def test_what_does_not_fit_is_named() -> None:
     short = Packed("int4", 20, 64, 32, one.data[:1], one.scales)
     with pytest.raises(ValueError, match=r"to.data is \(1, 512\), expected \(2, 512\), contiguous"):
         pack_into(short, w)
+    elsewhere = Packed("int4", 20, 64, 32, one.data, one.scales.to("meta"))
+    with pytest.raises(ValueError, match=r"to.scales are on meta, to.data on cpu"):
+        pack_into(elsewhere, w)
+    with pytest.raises(ValueError, match="scale_inv is on meta, w on cpu"):
+        pack_into(one, q, scale_inv.to("meta"))
+    for group in (0, 1):  # what native code divides by
+        with pytest.raises(ValueError, match=f"group is {group}, expected 128 in fp8"):
+            pack_into(Packed("fp8", 20, 64, group, one.data, one.scales), w)
     wide = Packed("int4", 20, 64, 32, one.data, one.scales.float())
     with pytest.raises(ValueError, match=r"to is torch.uint8 and torch.float32, expected torch.uint8 and torch.bfl"):
         pack_into(wide, w)
