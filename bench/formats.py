@@ -9,7 +9,8 @@ the block-fp8 that K2 is shipped in; errors are Frobenius norms relative to the 
 product's outputs: by the weights alone, by the rounding of the inputs alone, and by both as the kernels run.
 `ggml`: Q4_0's rounding (fp16 scale, largest / -8); `absmax`: largest / 7 in bf16. Both at our groups, weights only.
 `nano`: the embedded model's next-token distributions on held-out conversations beside those of its unpacked float32
-self; `float32`: the packed weights in float32 products, `kernels`: as they run.
+self; `float32`: the packed projections in float32 products, `kernels`: as they run, `loaded`: as `--format` has it,
+with the head.
 """
 
 from __future__ import annotations
@@ -176,9 +177,12 @@ def nano_rows(examples: int) -> Iterator[dict[str, object]]:
     for format, group in KEPT:
         if group > 128:  # nano's inputs
             continue
-        for how in ("float32", "kernels"):
-            model = load(directory)
-            repack(model, format, group, kernels=how == "kernels")
+        for how in ("float32", "kernels", "loaded"):
+            if how == "loaded" and group != formats.group_for(format, 128):
+                continue
+            model = load(directory, format=format if how == "loaded" else None)
+            if how != "loaded":
+                repack(model, format, group, kernels=how == "kernels")
             found = log_probabilities(model, sequences)
             kl = (truth.exp() * (truth - found)).sum(-1).double()
             same = (truth.argmax(-1) == found.argmax(-1)).double()
