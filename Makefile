@@ -15,7 +15,7 @@ NATIVE := CMakeLists.txt $(shell find baltoro/kernels/csrc -type f)
 CPP := $(shell find baltoro/kernels/csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.inl")
 
 .DEFAULT_GOAL := help
-.PHONY: help install format check check-native test docs bench serve clean
+.PHONY: help install format check check-native check-door test docs bench serve clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s%s\n", $$1, $$2}' Makefile
@@ -36,9 +36,20 @@ check: $(VENV)/.ready-test  ## formatting, lint, types, import floors
 	$(PY) -m pytest -q tests/test_floors.py
 
 check-native:  ## the C++ kernels under the address and undefined-behaviour sanitizers (CXX=..., RUN=..., SANITIZE=)
-	cmake -S tests/native -B build/native -DCMAKE_CXX_COMPILER=$(CXX) -DSANITIZE=$(SANITIZE) > /dev/null
-	cmake --build build/native
-	$(RUN) build/native/check
+	cmake -S tests/native -B build/native-$(notdir $(CXX)) -DCMAKE_CXX_COMPILER=$(CXX) -DSANITIZE=$(SANITIZE) > /dev/null
+	cmake --build build/native-$(notdir $(CXX))
+	$(RUN) build/native-$(notdir $(CXX))/check
+
+# The sanitizer's library must be there before Python is, and C++'s own with it, or no exception can be caught.
+check-door: $(VENV)/.ready-test  ## the kernels' Python door under the same sanitizers (g++; CXX=...)
+	$(PY) -m pip install --quiet --target build/door/tools 'nanobind>=2.9'
+	cmake -S . -B build/door -DCMAKE_CXX_COMPILER=$(CXX) -DPython_EXECUTABLE=$(abspath $(PY)) \
+	  -Dnanobind_DIR=$$(PYTHONPATH=build/door/tools $(PY) -m nanobind --cmake_dir) \
+	  -DSANITIZE=$(SANITIZE) > /dev/null
+	cmake --build build/door
+	ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	  $(PY) -m pytest -q -p tests.native.sanitized tests/kernels/test_door.py $(ARGS)
 
 format: $(VENV)/.ready-test  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff format .

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from baltoro.chat.messages import Tool
     from baltoro.llm import LLM
+    from baltoro.model.whole import Machine
 
 app = typer.Typer(
     name="baltoro",
@@ -54,7 +55,7 @@ class WeightFormat(StrEnum):
 
 AnyFormat = Annotated[
     WeightFormat | None,
-    typer.Option(help="Keep the projections so. [default: large block-fp8 models as shipped, others unpacked]"),
+    typer.Option(help="Keep matrices so. [default: large block-fp8 models as shipped, others unpacked]"),
 ]
 
 
@@ -241,6 +242,42 @@ def info(
 
 
 @app.command()
+def fetch(
+    repo: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the hub, a preset, the address of a folder, or a directory.")
+    ],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the files go; made if it is not there.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub. [default: main]")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only files like this; * is anything; repeatable.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="No files like this; repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, max=64, help="Ranges that are fetched at the same time.")] = 8,
+    patience: Annotated[int, typer.Option(min=0, help="Seconds without a byte before giving up.")] = 600,
+    verify: Annotated[bool, typer.Option("--verify", help="Read and compare what is there; fetch nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, for scripts.")] = False,
+) -> None:
+    """Bring the files of a model to DIR, every byte compared with what is published.
+
+    Stopped at any moment, the same command goes on. HF_TOKEN and HF_ENDPOINT are honoured.
+    """
+    from baltoro.weights.fetch import run
+    from baltoro.weights.fetch.http import Patience
+
+    pace = run.Pace(jobs=jobs, patience=Patience(total_s=patience))
+    call = run.verify if verify else run.fetch
+    try:
+        result = call(repo, directory, revision=revision, include=include or (), exclude=exclude or (), pace=pace)
+    except KeyboardInterrupt:
+        typer.echo("stopped; what has arrived is kept, the same command goes on", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(json.dumps(asdict(result), indent=2) if as_json else run.line(result))
+    if isinstance(result, run.Verdict) and result.wrong:
+        raise BaltoroError(
+            f"{len(result.wrong)} of {result.files} files are not as published",
+            hint="the same command without --verify repairs them",
+        )
+
+
+@app.command()
 def forward(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="A checkpoint; no tokenizer is needed.")],
     ids: Annotated[str, typer.Option(help='Token ids, "1 2 3".')],
@@ -342,3 +379,84 @@ def bench_kernels(
         ModelConfig.open(model), wanted, experts=experts, prefill=tuple(tokens or (512,)), seconds=seconds
     ):
         typer.echo(json.dumps(asdict(row)) if as_json else measure.line(row))
+
+
+@bench.command("layers")
+def bench_layers(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Whose shapes; a config is enough.")
+    ] = "kimi-k2-instruct",
+    format: Annotated[list[WeightFormat] | None, typer.Option(help="Repeatable. [default: fp8 and int4]")] = None,
+    context: Annotated[
+        list[int] | None, typer.Option(min=1, help="Tokens that a decoded one attends to; repeatable. [default: 4096]")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=2, help="Sequences decoded together; repeatable.")] = None,
+    tokens: Annotated[list[int] | None, typer.Option(min=2, help="Prompt lengths; repeatable. [default: 512]")] = None,
+    memory: Annotated[
+        float | None, typer.Option(min=0, help="GB for weights and cache. [default: half of what is free]")
+    ] = None,
+    bandwidth: Annotated[
+        list[float] | None, typer.Option(min=1, help="GB/s that a described machine reads; repeatable, with --ram.")
+    ] = None,
+    ram: Annotated[list[float] | None, typer.Option(min=1, help="GB of RAM of that machine.")] = None,
+    cores: Annotated[
+        list[int] | None, typer.Option(min=1, help="Its cores, each as fast as one of this machine's: for prefill.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Of repetitions a row; the best one counts.")] = 2.0,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row, for scripts.")] = False,
+) -> None:
+    """Say how fast MODEL would be here, without its checkpoint: two of its layers at real size, random weights.
+
+    A dense layer, a mixture with as many experts as --memory holds, and the head run the model's own code: decode of
+    one token and of batches, prefill. Then all layers, here and on described machines. Decode takes the bytes that a
+    step reads / (GB/s of the machine * the fraction of the reading roof measured here). Prefill takes its operations /
+    (cores * a core's peak here * the fraction of it measured here). Whether RAM holds the model is said beside it.
+    """
+    import torch
+
+    from baltoro.config import ModelConfig
+    from baltoro.kernels.formats import FORMATS, Format
+    from baltoro.model import measure, rows, slices, whole
+
+    machines = whole.DESCRIBED if not bandwidth else described(bandwidth, ram or [], cores or [])
+    if not bandwidth and (ram or cores):
+        raise typer.BadParameter("--ram and --cores describe a machine together with --bandwidth")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = ModelConfig.open(model)
+    wanted = measure.Wanted(
+        contexts=tuple(context or (min(4096, config.max_position_embeddings),)),
+        batches=tuple(batch or ()),
+        prompts=tuple(tokens or (min(512, config.max_position_embeddings),)),
+        memory=None if memory is None else int(memory * 1e9),
+        seconds=seconds,
+    )
+    names: tuple[Format, ...] = tuple(
+        FORMATS[list(WeightFormat).index(each)] for each in format or (WeightFormat.fp8, WeightFormat.int4)
+    )
+    for name in names:
+        model_bytes = slices.nbytes(config, name, experts=config.n_routed_experts)
+        for found in measure.layers(config, name, wanted, progress=lambda text: typer.echo(text, err=True)):
+            places = (whole.this_machine(found), *machines)
+            results = [whole.whole(config, found, place, model_bytes=model_bytes) for place in places]
+            if as_json:
+                for row in (*found, *results):
+                    typer.echo(json.dumps(asdict(row)))
+                continue
+            typer.echo(rows.title(found))
+            for text in (*map(rows.line, found), *map(whole.line, results)):
+                typer.echo(f"  {text}")
+
+
+def described(bandwidth: list[float], ram: list[float], cores: list[int]) -> tuple[Machine, ...]:
+    """Machines of the command line: the nth --ram and --cores go with the nth --bandwidth."""
+    from baltoro.model.whole import Machine
+
+    if len(ram) != len(bandwidth) or len(cores) not in (0, len(bandwidth)):
+        raise typer.BadParameter("each --bandwidth needs its --ram, and its --cores or none", param_hint="--bandwidth")
+    counted: list[int | None] = [*cores] if cores else [None] * len(bandwidth)
+    return tuple(
+        Machine(name=f"{speed:g} GB/s, {room:g} GB", bandwidth_gbps=speed, ram_bytes=room * 1e9, cores=number)
+        for speed, room, number in zip(bandwidth, ram, counted, strict=True)
+    )

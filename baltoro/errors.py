@@ -3,6 +3,7 @@
 BaltoroError              what is wrong, with the value; what was expected; what to do
 ├── ConfigError           config.json: unknown, missing or contradictory fields
 ├── CheckpointError       shards, index, tensor names, shapes, dtypes
+├── FetchError            a source that cannot be read, a full disk, bytes that are not those published
 ├── TokenizerError        tiktoken.model, special tokens, undecodable ids
 ├── RecipeError           a training recipe (TOML) or its data
 ├── EngineError           the engine failed or is shutting down; not the caller's fault
@@ -31,6 +32,10 @@ class ConfigError(BaltoroError):
 
 class CheckpointError(BaltoroError):
     """The files of a checkpoint contradict each other, the config, or the format."""
+
+
+class FetchError(BaltoroError):
+    """The files of a model could not be brought here; what has arrived is kept."""
 
 
 class TokenizerError(BaltoroError):

@@ -100,7 +100,7 @@ class LLM:
 
         `dtype`: what the model computes in, float32 or bfloat16. None takes bfloat16 for large models in
         bfloat16 and float32 for all others.
-        `format`: what the projections are kept in, see kernels/formats.py. None keeps large models in block-fp8 as they
+        `format`: what matrices are kept in, see kernels/formats.py. None keeps large models in block-fp8 as they
         are, a byte a weight, and all others in `dtype`. Packed models cache in bfloat16, others in `dtype`.
         `threads`: CPU threads of this whole process, for torch has one number for all. None: as many as it may use.
         """

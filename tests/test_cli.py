@@ -22,8 +22,10 @@ import pytest
 import torch
 
 from baltoro import cli
+from baltoro.kernels import ops
 from baltoro.model.batch import Batch
 from baltoro.model.load import load
+from tests import tiny
 
 BALTORO = [sys.executable, "-m", "baltoro"]
 
@@ -54,7 +56,7 @@ def error_of(result: Result, status: int = 1) -> str:
 
 def test_help_lists_every_command() -> None:
     printed = subprocess.run([*BALTORO, "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ["chat", "serve", "info", "forward", "pretrain", "sft"]:
+    for command in ["chat", "serve", "info", "fetch", "forward", "pretrain", "sft"]:
         assert re.search(rf"^  {command} ", printed, re.MULTILINE)
 
 
@@ -233,3 +235,63 @@ def test_a_conversation_in_a_real_terminal(tiny_checkpoint: Path) -> None:
     terminal.wait_for("> ")
     terminal.type("\x04")
     assert terminal.exit_status() == 0
+
+
+@pytest.fixture
+def small_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config without weights that every format can hold."""
+    monkeypatch.setattr("baltoro.model.measure.SMALLEST_SCRATCH", 2**22)
+    monkeypatch.setattr("baltoro.kernels.memory.last_cache", lambda: 2**20)
+    config = tiny.config(hidden_size=256, kv_lora_rank=64, v_head_dim=32, n_routed_experts=8, num_hidden_layers=3)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()))
+    return path
+
+
+@pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+def test_bench_layers_prints_one_json_object_a_row_and_its_progress_beside(small_layers: Path) -> None:
+    result = run(
+        "bench", "layers", small_layers, "--json", "--seconds", 0.1, "--format", "int4", "--format", "bf16",
+        "--context", 9, "--batch", 2, "--tokens", 20, "--bandwidth", 400, "--ram", 768,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["layer"] for row in rows] == ["dense", "mixture", "head", "all", "all"] * 6
+    assert [row["format"] for row in rows] == ["int4"] * 15 + ["bf16"] * 15
+    assert {row["roof_fraction"] > 0 for row in rows} == {True}
+    assert [row["machine"] for row in rows[3:5]] == ["here, 1 thread", "400 GB/s, 768 GB"] or rows[3]["cores"] > 1
+    assert "int4: making" in result.stderr and "bf16: prefill, 20 tokens" in result.stderr
+    printed = run("bench", "layers", small_layers, "--seconds", 0.1, "--format", "fp8", "--context", 9).stdout
+    assert re.search(r"^fp8: a token for each of 1 at context 9$", printed, re.MULTILINE)
+    assert re.search(r"^  mixture .* tokens/s .* GB/s .* GFLOP/s", printed, re.MULTILINE)
+    assert re.search(r"^  all 3 .*12 x DDR5-4800 .* tokens/s; needs", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["--format", "int3"], 2, "'int3' is not one of"),
+        (["--ram", "768"], 2, "together with --bandwidth"),
+        (["--bandwidth", "400", "--bandwidth", "500", "--ram", "768"], 2, "each --bandwidth needs its --ram"),
+        (["--memory", "0.0001"], 1, "raise --memory"),
+        (["--context", "2049"], 1, "beyond the model's 2048"),
+    ],
+)
+@pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+def test_bench_layers_explains_what_it_cannot_do(
+    arguments: list[str], status: int, says: str, small_layers: Path
+) -> None:
+    result = run("bench", "layers", small_layers, *arguments)
+    assert says in error_of(result, status)
+
+
+@pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+def test_bench_layers_stops_at_ctrl_c_without_a_traceback(small_layers: Path) -> None:
+    command = [*BALTORO, "bench", "layers", small_layers, "--seconds", "600", "--threads", "1", "--format", "int8"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    heard = next(line for line in process.stderr if "decode" in line)
+    process.send_signal(signal.SIGINT)
+    printed, rest = process.communicate(timeout=120)
+    assert (process.returncode, printed.strip()) == (130, "")
+    assert "Traceback" not in heard + rest

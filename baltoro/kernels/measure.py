@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baltoro.config import ModelConfig
 from baltoro.errors import BaltoroError
-from baltoro.kernels import formats, ops
+from baltoro.kernels import formats, noise, ops
 from baltoro.kernels.formats import FORMATS, Format, Packed
 from baltoro.kernels.slab import Slab, aligned
 
@@ -65,34 +65,14 @@ def random_mixture(config: ModelConfig, format: Format, experts: int) -> Mixture
     hidden, width = config.hidden_size, config.moe_intermediate_size
     shapes = [(width, hidden), (width, hidden), (hidden, width)]
     slab = Slab(sum(aligned(experts * formats.nbytes(format, *shape)) + 128 for shape in shapes))
-    gate, up, down = (_random_stack(slab, format, experts, *shape, seed=n) for n, shape in enumerate(shapes))
+    gate, up, down = (
+        noise.fill(formats.empty(format, *shape, experts=experts, slab=slab), seed=n) for n, shape in enumerate(shapes)
+    )
     return Mixture(gate, up, down)
 
 
-def _random_stack(slab: Slab, format: Format, experts: int, outputs: int, inputs: int, seed: int) -> Packed:
-    packed = formats.empty(format, outputs, inputs, experts=experts, slab=slab)
-    generator = torch.Generator().manual_seed(seed)
-    words = packed.data.flatten().view(torch.int64)
-    noise = torch.randint(-(2**63), 2**63 - 1, (min(len(words), 2**22),), generator=generator)
-    if format == "bf16":  # of either sign, between 2^-8 and 2^-6
-        noise = noise & _words(0x80FF80FF) | _words(0x3C003C00)
-    elif format == "fp8":  # of either sign, below 2, and no NaN
-        noise &= _words(0xB7B7B7B7)
-    for start in range(0, len(words), len(noise)):
-        piece = words[start : start + len(noise)]
-        piece.copy_(noise[: len(piece)])
-    if packed.scales.numel():
-        packed.scales.fill_(2.0**-10)
-    return packed
-
-
-def _words(half: int) -> int:
-    """32 bits twice, as a signed number of 64."""
-    return int.from_bytes(half.to_bytes(4, "little") * 2, "little", signed=True)
-
-
 def read_roof(weights: Tensor, target: str) -> float:
-    """GB/s of plain reading, on the memory of these weights."""
+    """GB/s of plain reading, on the memory of these weights: a GiB of it, if there is as much."""
     native = ops.native()
     threads = torch.get_num_threads()
     flat = weights.flatten()

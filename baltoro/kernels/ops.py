@@ -1,7 +1,7 @@
 """One Python door for each kernel: check the tensors, then call native code or its torch twin.
 
 Which code runs is chosen once, at the first call: the widest instruction set that was built and that
-this CPU has, or the torch twin where nothing was built. `BALTORO_CPU=torch|scalar|avx2|avx512` forces
+this CPU has, or the torch twin where nothing was built. `BALTORO_CPU=torch|scalar|avx2|avx512|amx` forces
 one. Native kernels release the GIL and run on `torch.get_num_threads()` threads, the caller's among them.
 They have no gradient.
 """
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from baltoro.counts import BLOCK
 from baltoro.errors import BaltoroError
-from baltoro.kernels.formats import FORMATS, PANEL, Packed, unpack
+from baltoro.kernels.formats import FORMATS, PANEL, Packed, check_group, unpack
 
 try:
     import baltoro.kernels._native as _native  # pyright: ignore[reportMissingModuleSource]  (built at install, or not)
@@ -67,14 +68,14 @@ def matmul(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
     Returns: (T, O) float32. A row has the same bits whatever other rows are computed with it.
     """
     check_packed("w", w, None)
-    _check("x", x, torch.float32, (x.shape[0], w.inputs))
-    target = _target(target, x, w)
+    T, _ = _sizes("x", x, 2)
+    _check("x", x, torch.float32, (T, w.inputs))
+    target = _target(target, ("x", x), ("w", w.data))
     if target == "torch":
         return _matmul_torch(x, w)
     assert _native is not None  # chosen_target() names what is there
-    x = x.contiguous()
-    y = torch.empty(x.shape[0], w.outputs)
-    _native.matmul(target, described(w), x.data_ptr(), y.data_ptr(), x.shape[0], torch.get_num_threads())
+    x, y = _plain(x), x.new_empty(T, w.outputs)  # not torch.empty, whose default type and device others set
+    _native.matmul(target, described("w", w), x.data_ptr(), y.data_ptr(), T, torch.get_num_threads())
     return y
 
 
@@ -85,16 +86,18 @@ def matmul_each(x: Tensor, w: Packed, *, target: str | None = None) -> Tensor:
     w:       a stack (H, O, I)
     Returns: (T, H, O) float32
     """
-    (T, H, _), heads = x.shape, w.experts
-    check_packed("w", w, heads)
-    _check("x", x, torch.float32, (T, heads or 0, w.inputs))
-    target = _target(target, x, w)
+    T, H, _ = _sizes("x", x, 3)
+    check_packed("w", w, H)
+    _check("x", x, torch.float32, (T, H, w.inputs))
+    target = _target(target, ("x", x), ("w", w.data))
     if target == "torch":
-        return torch.stack([_matmul_torch(x[:, head], _of_expert(w, head)) for head in range(H)], dim=1)
+        y = x.new_empty(T, H, w.outputs)
+        for head in range(H):
+            y[:, head] = _matmul_torch(x[:, head], _of_expert(w, head))
+        return y
     assert _native is not None
-    x = x.contiguous()
-    y = torch.empty(T, H, w.outputs)
-    _native.matmul_each(target, described(w), x.data_ptr(), y.data_ptr(), T, H, torch.get_num_threads())
+    x, y = _plain(x), x.new_empty(T, H, w.outputs)
+    _native.matmul_each(target, described("w", w), x.data_ptr(), y.data_ptr(), T, H, torch.get_num_threads())
     return y
 
 
@@ -108,28 +111,26 @@ def experts(
     gate, up, down: stacks (E, F, D), (E, F, D) and (E, D, F) of one format
     Returns: (T, D) float32. A token's experts are added in the order of their numbers, in any company.
     """
-    E, T = gate.experts, x.shape[0]
+    E, (T, K) = gate.experts, _sizes("chosen", chosen, 2)
     check_mixture(gate, up, down, experts=E, hidden=gate.inputs)
     assert E is not None
     _check("x", x, torch.float32, (T, gate.inputs))
-    _check("chosen", chosen, torch.int64, (T, chosen.shape[-1]))
-    _check("weights", weights, torch.float32, (T, chosen.shape[-1]))
-    target = _target(target, x, gate)
-    chosen = chosen.contiguous()
-    if target == "torch" or _native is None:
-        inside = not T or 0 <= int(chosen.min()) <= int(chosen.max()) < E
-    else:
-        inside = _native.within(chosen.data_ptr(), chosen.numel(), E)
-    if not inside:
-        raise ValueError(f"chosen holds {int(chosen.min())} .. {int(chosen.max())}, expected 0 .. {E - 1}")
+    _check("chosen", chosen, torch.int64, (T, K))
+    _check("weights", weights, torch.float32, (T, K))
+    target = _target(
+        target, ("x", x), ("chosen", chosen), ("weights", weights),
+        ("gate", gate.data), ("up", up.data), ("down", down.data),
+    )  # fmt: skip
     if target == "torch":
+        _check_range("chosen", chosen, E)
         return _experts_torch(x, chosen, weights, gate, up, down)
     assert _native is not None
-    x, weights = x.contiguous(), weights.contiguous()
-    y = torch.empty(T, gate.inputs)
+    x, chosen, weights, y = _plain(x), _plain(chosen), _plain(weights), x.new_empty(T, gate.inputs)
+    if not _native.within(chosen.data_ptr(), chosen.numel(), E):
+        _check_range("chosen", chosen, E)
     _native.experts(
-        target, described(gate), described(up), described(down), x.data_ptr(), chosen.data_ptr(),
-        weights.data_ptr(), y.data_ptr(), T, chosen.shape[1], E, torch.get_num_threads(),
+        target, described("gate", gate), described("up", up), described("down", down), x.data_ptr(),
+        chosen.data_ptr(), weights.data_ptr(), y.data_ptr(), T, K, E, torch.get_num_threads(),
     )  # fmt: skip
     return y
 
@@ -155,24 +156,24 @@ def mla_decode(
     latent:  C, a multiple of 32
     Returns: (B, H, C) float32: the mixture of latents, weights summing to 1
     """
-    B, H, width = q.shape
+    (B, H, width), (rows, _) = _sizes("q", q, 3), _sizes("cache", cache, 2)
     _check("q", q, torch.float32, (B, H, width))
-    _check("cache", cache, torch.bfloat16, (cache.shape[0], width))
-    _check("slots", slots, torch.int64, (slots.shape[0],))
+    _check("cache", cache, torch.bfloat16, (rows, width))
+    _check("slots", slots, torch.int64, (slots.numel(),))
     _check("edges", edges, torch.int64, (B + 1,))
     if not 0 < latent < width or latent % COLUMNS or width % 4:
         raise ValueError(f"latent is {latent} of {width}, expected a multiple of {COLUMNS}, and the width one of 4")
+    _check_scale(scale)
+    target = _target(target, ("q", q), ("cache", cache), ("slots", slots), ("edges", edges))
     cuts = cast("list[int]", edges.tolist())
     if cuts[0] != 0 or cuts[-1] != len(slots) or any(a >= b for a, b in itertools.pairwise(cuts)):
         raise ValueError(f"edges are {cuts}, expected to rise from 0 to {len(slots)}")
-    if len(slots) and not 0 <= int(slots.min()) <= int(slots.max()) < len(cache):
-        raise ValueError(f"slots hold {int(slots.min())} .. {int(slots.max())}, the cache has {len(cache)} rows")
-    target = _attention_target(target, q, cache)
+    _check_range("slots", slots, rows)
     if target == "torch":
         return _mla_decode_torch(q, cache, slots, cuts, scale, latent)
     assert _native is not None
-    q, cache, slots, edges = q.contiguous(), cache.contiguous(), slots.contiguous(), edges.contiguous()
-    context = torch.empty(B, H, latent)
+    q, cache, slots, edges = _plain(q), _plain(cache), _plain(slots), _plain(edges)
+    context = q.new_empty(B, H, latent)
     _native.mla_decode(
         target, q.data_ptr(), cache.data_ptr(), slots.data_ptr(), edges.data_ptr(), scale, context.data_ptr(),
         B, H, latent, width - latent, torch.get_num_threads(),
@@ -187,20 +188,20 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, target: s
     k, v:    (S, H, K) and (S, H, V) bf16, S >= T; K a multiple of 4, V of 32
     Returns: (T, H, V) float32
     """
-    (T, H, width), S, V = q.shape, k.shape[0], v.shape[-1]
+    (T, H, width), (S, _, V) = _sizes("q", q, 3), _sizes("v", v, 3)
     _check("q", q, torch.float32, (T, H, width))
     _check("k", k, torch.bfloat16, (S, H, width))
     _check("v", v, torch.bfloat16, (S, H, V))
-    if S < T or width % 4 or V % COLUMNS:
+    if S < T or width < 1 or width % 4 or V < 1 or V % COLUMNS:
         raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected S >= T, K % 4 and V % 32"
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected S >= T, K a multiple of 4, V of 32"
         )
-    target = _attention_target(target, q, k)
+    _check_scale(scale)
+    target = _target(target, ("q", q), ("k", k), ("v", v))
     if target == "torch":
         return _causal_attention_torch(q, k, v, scale)
     assert _native is not None
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    out = torch.empty(T, H, V)
+    q, k, v, out = _plain(q), _plain(k), _plain(v), q.new_empty(T, H, V)
     _native.causal_attention(
         target, q.data_ptr(), k.data_ptr(), v.data_ptr(), scale, out.data_ptr(), T, S, H, width, V,
         torch.get_num_threads(),
@@ -208,32 +209,32 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, target: s
     return out
 
 
-def _attention_target(target: str | None, q: Tensor, rows: Tensor) -> str:
-    if torch.is_grad_enabled() and q.requires_grad:
-        raise ValueError("kernels have no gradient: call them under torch.no_grad()")
-    if q.device != rows.device:
-        raise ValueError(f"q is on {q.device}, what it attends to is on {rows.device}")
-    return "torch" if q.device.type != "cpu" else target or chosen_target()
+# --- checks: native code reads addresses, so what it is told about them must be true, with `python -O` too ------------
 
 
-def _target(target: str | None, x: Tensor, w: Packed) -> str:
-    if torch.is_grad_enabled() and x.requires_grad:
-        raise ValueError("kernels have no gradient: call them under torch.no_grad()")
-    if x.device != w.data.device:
-        raise ValueError(f"x is on {x.device}, the weights are on {w.data.device}")
-    return "torch" if x.device.type != "cpu" else target or chosen_target()
+def _target(target: str | None, *named: tuple[str, Tensor]) -> str:
+    """Where to compute. All tensors must be on one device, and none may wait for a gradient."""
+    device = "cpu"
+    for name, tensor in named:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} asks for a gradient, which kernels do not have: call them under torch.no_grad()")
+        if not tensor.is_cpu:
+            device = tensor.device.type
+    if device == "cpu":
+        return target or chosen_target()
+    places = {name: str(tensor.device) for name, tensor in named}
+    if device == "meta" or len(set(places.values())) > 1:
+        raise ValueError(f"tensors are on {places}, expected all on one device, and numbers in them")
+    return "torch"
 
 
-def described(w: Packed) -> tuple[int, int, int, int, int, int]:
-    return FORMATS.index(w.format), w.outputs, w.inputs, w.group, w.data.data_ptr(), w.scales.data_ptr()
-
-
-def _shape(w: Packed) -> str:
-    return f"{w.format} {(*w.data.shape[:-2], w.outputs, w.inputs)}"
+def _sizes(name: str, tensor: Tensor, count: int) -> torch.Size:
+    if tensor.dim() != count:
+        raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {count} sizes")
+    return tensor.shape
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Native code reads addresses, so what it is told about them must be true, with `python -O` too."""
     if tensor.dtype is not dtype or tensor.shape != shape:
         raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {dtype} {shape}")
 
@@ -248,22 +249,57 @@ def check_mixture(gate: Packed, up: Packed, down: Packed, *, experts: int | None
         raise ValueError(f"gate {_shape(gate)}, up {_shape(up)} and down {_shape(down)} are not stacks of one mixture")
 
 
+def _check_range(name: str, numbers: Tensor, end: int) -> None:
+    if numbers.numel() and not (int(numbers.min()) >= 0 and int(numbers.max()) < end):
+        raise ValueError(f"{name} holds {int(numbers.min())} .. {int(numbers.max())}, expected 0 .. {end - 1}")
+
+
+def _check_scale(scale: float) -> None:
+    """Kernels hide keys behind a score of -3e38 before they scale it, and it must stay the least."""
+    if not 1e-20 <= scale <= 1e20:
+        raise ValueError(f"scale is {scale}, expected a positive number, 1e-20 .. 1e20")
+
+
 def check_packed(name: str, w: Packed, experts: int | None) -> None:
     """That a Packed's tensors are as large as its numbers say. formats.pack made it so; nobody else need have."""
+    if w.format not in FORMATS or w.outputs < 1 or w.inputs < 1:
+        raise ValueError(f"{name} is {_shape(w)}, expected one of {', '.join(FORMATS)} with outputs and inputs")
     lead = () if experts is None else (experts,)
     panels, step = -(-w.outputs // PANEL), 8 if w.format == "int4" else 4
     steps = -(-w.inputs // step)
     _check(f"{name}.data", w.data, torch.uint8, (*lead, panels, steps * (128 if w.format == "bf16" else 64)))
-    if w.format == "fp8":
-        _check(f"{name}.scales", w.scales, torch.float32, (*lead, panels, -(-w.inputs // 128)))
-    elif w.format != "bf16":
-        if w.group < 8 or w.group % 8 or w.inputs % w.group:
-            raise ValueError(f"{name}.group is {w.group}, expected a multiple of 8 that divides {w.inputs} inputs")
+    if w.format == "bf16":
+        _check(f"{name}.scales", w.scales, w.scales.dtype, (0,))
+    elif w.format == "fp8":
+        if w.group != BLOCK:
+            raise ValueError(f"{name}.group is {w.group}, expected {BLOCK} in fp8")
+        _check(f"{name}.scales", w.scales, torch.float32, (*lead, panels, -(-w.inputs // BLOCK)))
+    else:
+        check_group(f"{name}.group", w.group, w.inputs)
         _check(f"{name}.scales", w.scales, torch.bfloat16, (*lead, panels, w.inputs // w.group, PANEL))
     if not (w.data.is_contiguous() and w.scales.is_contiguous()):
         raise ValueError(f"{name} is not contiguous")
-    if w.outputs < 1 or w.inputs < 1:
-        raise ValueError(f"{name} is {_shape(w)}, expected at least one output and input")
+    if w.scales.is_cpu is not w.data.is_cpu and w.format != "bf16":
+        raise ValueError(f"{name}.scales are on {w.scales.device}, its data on {w.data.device}")
+    if w.scales.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}.scales ask for a gradient, which kernels do not have")
+
+
+def described(name: str, w: Packed) -> tuple[int, int, int, int, int, int]:
+    scales = w.scales.data_ptr()
+    if scales % 4:
+        raise ValueError(f"{name}.scales lie at the address {scales}, expected a multiple of 4")
+    return FORMATS.index(w.format), w.outputs, w.inputs, w.group, w.data.data_ptr(), scales
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The same numbers one behind the other, at an address that is a multiple of their size."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
+
+
+def _shape(w: Packed) -> str:
+    return f"{w.format} {(*w.data.shape[:-2], w.outputs, w.inputs)}"
 
 
 # --- torch twins ----------------------------------------------------------------------------------------------------
@@ -288,7 +324,7 @@ def _to_bytes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     x = x.reshape(len(x), x.shape[1] // group, group)
     peak = x.abs().amax(-1)
     inverse = torch.where(peak < 7.9e-31, 0.0, 127.0 / peak)
-    return (x * inverse.unsqueeze(-1)).round().clamp(-127, 127), peak * torch.tensor(1 / 127, dtype=torch.float32)
+    return (x * inverse.unsqueeze(-1)).round().clamp(-127, 127), peak * peak.new_tensor(1 / 127)
 
 
 def _experts_torch(x: Tensor, chosen: Tensor, weights: Tensor, gate: Packed, up: Packed, down: Packed) -> Tensor:

@@ -61,8 +61,9 @@ class AttentionStep:
             raise ValueError(f"latents of {C} and {rotary} numbers, expected multiples of {ops.COLUMNS} and 4")
         self._kept = (q_a, q_norm, q_b, kv_a, kv_norm, absorbed_keys, values, output)  # native code has addresses only
         self._weights = ops.native().AttentionWeights(
-            _NOTHING if q_a is None else ops.described(q_a), *(ops.described(w) for w in (q_b, kv_a, absorbed_keys)),
-            ops.described(values), ops.described(output), 0 if q_norm is None else q_norm.data_ptr(),
+            _NOTHING if q_a is None else ops.described("q_a", q_a), ops.described("q_b", q_b), ops.described("kv_a", kv_a),
+            ops.described("absorbed_keys", absorbed_keys),
+            ops.described("values", values), ops.described("output", output), 0 if q_norm is None else q_norm.data_ptr(),
             kv_norm.data_ptr(), eps,
         )  # fmt: skip
 
@@ -114,7 +115,8 @@ class MixtureStep:
                 ops.check_mixture(*three, experts=experts, hidden=D)
         self.chosen, self.hidden = choice.chosen, D
         self._kept = (router, bias, gate, up, down, shared)  # native code has addresses only
-        packed = [ops.described(w) for w in (gate, up, down, *(shared or ()))]
+        names = ("gate", "up", "down", "shared gate", "shared up", "shared down")
+        packed = [ops.described(name, w) for name, w in zip(names, (gate, up, down, *(shared or ())), strict=False)]
         self._weights = ops.native().MixtureWeights(
             router.data_ptr(), router.dtype is torch.bfloat16, bias.data_ptr(), choice.chosen, choice.groups,
             choice.kept_groups, choice.normalized, choice.factor, E, *packed, *([] if shared else [_NOTHING] * 3),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from baltoro.config import ModelConfig, resolve
 from baltoro.counts import is_quantized
-from baltoro.errors import BaltoroError
+from baltoro.errors import BaltoroError, CheckpointError
 from baltoro.kernels import formats
 from baltoro.kernels.formats import Format, Packed
+from baltoro.kernels.packing import pack_into
 from baltoro.kernels.slab import ALIGNMENT, Slab, aligned
 from baltoro.model.heads import Heads, PackedHeads
 from baltoro.model.linear import Linear
@@ -31,6 +32,8 @@ from baltoro.weights.checkpoint import SCALE, Checkpoint, check
 from baltoro.weights.save import write
 
 STACKED = re.compile(r"(.*\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)$")
+# The head chooses the token: it keeps more bits than the projections, yet is read as fast as they are
+HEAD_FORMATS: dict[Format, Format] = {"bf16": "bf16", "fp8": "bf16", "int8": "int8", "int4": "int8"}
 
 
 def build(config: ModelConfig) -> Transformer:
@@ -77,7 +80,8 @@ def initialise(config: ModelConfig, *, seed: int, start: Start | None = None) ->
 def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Format | None = None) -> Transformer:
     """A directory or preset -> Transformer for inference, computing in `dtype`.
 
-    format: every projection is packed for the kernels, straight from the file's type; None: parameters in `dtype`.
+    format: projections and head are packed for the kernels, straight from the file's type; None: parameters in `dtype`.
+    Beside the weights no more than one matrix is in memory, of the file either.
     Raises CheckpointError naming every missing, unexpected or misshapen tensor.
     """
     directory = resolve(model)
@@ -86,38 +90,44 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     check(config, checkpoint)
     transformer = build(config)
     transformer.dtype = dtype
-    slab = Slab(_packed_bytes(transformer, format)) if format else None
+    slab = Slab(packed_bytes(transformer, format)) if format else None
     for name in [name for name, _ in transformer.named_parameters()]:
         module = transformer.get_submodule(name.rpartition(".")[0])
         if format and slab and isinstance(module, Heads):
-            module.pack(_pack_heads(checkpoint.read_weight(name, torch.float32), module, format, slab))
-        elif format and slab and isinstance(module, (Linear, StackedLinear)) and is_quantized(name):
-            module.pack(_pack(name, module, checkpoint, format, slab))
+            module.pack(_pack_heads(name, module, checkpoint, format, slab))
+        elif format and slab and isinstance(module, (Linear, StackedLinear)):
+            module.pack(_pack(name, module, checkpoint, format_of(name, format), slab))
         else:
             kept = torch.float32 if name.endswith("e_score_correction_bias") else dtype
             if format and name.endswith(".mlp.gate.weight") and checkpoint.dtype(name) is torch.bfloat16:
                 kept = torch.bfloat16  # half of what a step reads of it; its sums are float32 in any case
-            tensor = _gather(name, config, lambda part, kept=kept: checkpoint.read_weight(part, kept))
+            tensor = _gather(name, tuple(transformer.get_parameter(name).shape), checkpoint, kept)
             module.register_parameter(name.rpartition(".")[2], nn.Parameter(tensor, requires_grad=False))
     return transformer.eval()
 
 
-def _packed_bytes(transformer: Transformer, format: Format) -> int:
+def format_of(name: str, format: Format) -> Format:
+    """What the weight of a Linear, StackedLinear or Heads is packed in."""
+    return HEAD_FORMATS[format] if name == "lm_head.weight" else format
+
+
+def packed_bytes(transformer: Transformer, format: Format) -> int:
     """What all packed matrices need of a slab. Raises BaltoroError where `format` cannot hold one of them."""
     total = 0
     for name, module in cast("Iterable[tuple[str, nn.Module]]", transformer.named_modules()):
         if isinstance(module, Heads):
-            shapes = _head_shapes(module)
-        elif isinstance(module, (Linear, StackedLinear)) and is_quantized(f"{name}.weight"):
+            shapes = head_shapes(module)
+        elif isinstance(module, (Linear, StackedLinear)):
             shapes = [tuple(module.weight.shape)]
         else:
             continue
         for *experts, outputs, inputs in shapes:
-            total += aligned(math.prod(experts) * formats.nbytes(format, outputs, inputs)) + 2 * ALIGNMENT
+            kept = formats.nbytes(format_of(f"{name}.weight", format), outputs, inputs)
+            total += aligned(math.prod(experts) * kept) + 2 * ALIGNMENT
     return total
 
 
-def _head_shapes(heads: Heads) -> list[tuple[int, ...]]:
+def head_shapes(heads: Heads) -> list[tuple[int, int, int]]:
     """Of the stacks of PackedHeads."""
     (N, V), C = heads.split, heads.weight.shape[1]
     if N % formats.PANEL or V % formats.PANEL:
@@ -129,48 +139,67 @@ def _head_shapes(heads: Heads) -> list[tuple[int, ...]]:
     return [(H, N, C), (H, V, C), (H, C, N)]
 
 
-def _pack_heads(w: Tensor, heads: Heads, format: Format, slab: Slab) -> PackedHeads:
-    """w: (H (N + V), C) float32."""
+def _pack_heads(name: str, heads: Heads, checkpoint: Checkpoint, format: Format, slab: Slab) -> PackedHeads:
+    """Through float32: a block of scales may hold rows of two heads."""
+    w = checkpoint.read_weight(name, torch.float32)  # (H (N + V), C)
+    _release(name, checkpoint)
     keys, values = torch.split(w.view(-1, sum(heads.split), w.shape[1]), heads.split, dim=1)
     stacks: list[Packed] = []
-    for part, (H, outputs, inputs) in zip((keys, values, keys.mT), _head_shapes(heads), strict=True):
+    for part, (H, outputs, inputs) in zip((keys, values, keys.mT), head_shapes(heads), strict=True):
         packed = formats.empty(format, outputs, inputs, slab=slab, experts=H)
         for head in range(H):
-            packed.put(_packed(part[head], format), head)
+            _fill(packed, name, checkpoint, part[head], expert=head)
         stacks.append(packed)
     return PackedHeads(*stacks)
 
 
-def _packed(w: Tensor, format: Format) -> Packed:
-    return formats.pack_fp8(*fp8.quantize(w)) if format == "fp8" else formats.pack(w, format)
-
-
 def _pack(name: str, module: Linear | StackedLinear, checkpoint: Checkpoint, format: Format, slab: Slab) -> Packed:
-    """A matrix, or a layer's experts one by one: beside the slab only one of them is in memory."""
-
-    def one(part: str) -> Packed:
-        if format == "fp8" and part + SCALE in checkpoint:
-            return formats.pack_fp8(checkpoint.read(part), checkpoint.read(part + SCALE))
-        return _packed(checkpoint.read_weight(part, torch.float32), format)
-
+    """A matrix, or a layer's experts one by one, from the mapped file straight into the slab."""
     *experts, outputs, inputs = module.weight.shape
     packed = formats.empty(format, outputs, inputs, slab=slab, experts=experts[0] if experts else None)
-    stacked = STACKED.match(name)
-    if stacked is None:
-        packed.put(one(name))
-    else:
-        for expert in range(experts[0]):
-            packed.put(one(f"{stacked[1]}.{expert}{name[len(stacked[1]) :]}"), expert)
+    parts = _parts(name, tuple(module.weight.shape))
+    for number, part in enumerate(parts):
+        if number + 1 < len(parts):
+            checkpoint.expect(parts[number + 1])
+        scale_inv = checkpoint.read(part + SCALE) if part + SCALE in checkpoint else None
+        _fill(packed, part, checkpoint, checkpoint.read(part), scale_inv, expert=number if experts else None)
+        _release(part, checkpoint)
     return packed
 
 
-def _gather(name: str, config: ModelConfig, read: Callable[[str], Tensor]) -> Tensor:
-    """The file's tensor of this module parameter; a layer's experts are read one by one and stacked."""
+def _fill(
+    to: Packed, name: str, checkpoint: Checkpoint, w: Tensor, scale_inv: Tensor | None = None, *, expert: int | None
+) -> None:
+    try:
+        pack_into(to, w, scale_inv, expert=expert)
+    except BaltoroError as error:
+        shard = checkpoint.entry(name).shard.name
+        raise CheckpointError(f"{shard}: {name}: {error.message}", hint=error.hint) from error
+
+
+def _gather(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: torch.dtype) -> Tensor:
+    """The file's tensor of this module parameter; a layer's experts are read one by one into their stack."""
+    if not STACKED.match(name):
+        tensor = checkpoint.read_weight(name, dtype)
+        _release(name, checkpoint)
+        return tensor
+    stack = torch.empty(shape, dtype=dtype)
+    for place, part in zip(stack, _parts(name, shape), strict=True):
+        place.copy_(checkpoint.read_weight(part, dtype))
+        _release(part, checkpoint)
+    return stack
+
+
+def _release(name: str, checkpoint: Checkpoint) -> None:
+    checkpoint.release(name)
+    if name + SCALE in checkpoint:
+        checkpoint.release(name + SCALE)
+
+
+def _parts(name: str, shape: tuple[int, ...]) -> list[str]:
+    """The file's names of a module's parameter: one, or those of all experts."""
     stacked = STACKED.match(name)
-    if stacked is None:
-        return read(name)
-    suffix = name[len(stacked[1]) :]
-    return torch.stack([read(f"{stacked[1]}.{expert}{suffix}") for expert in range(config.n_routed_experts)])
+    return [f"{stacked[1]}.{expert}.{stacked[2]}" for expert in range(shape[0])] if stacked else [name]
 
 
 def file_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:

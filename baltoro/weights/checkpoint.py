@@ -9,6 +9,7 @@ returns a view of the mapped file, so opening a terabyte takes the time to parse
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SCALE = "_scale_inv"
 STRAY = ".rotary_emb.inv_freq"  # a leftover in K2's files: unused, and of the wrong length
+TOGETHER = 2**21  # bytes: so much Linux may map at once, a large page of its cache, when one of them is read
 SHOWN = 20  # problems spelled out in one error
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
@@ -52,7 +54,7 @@ class Entry:
 class Checkpoint:
     """Opened shards. Thread-safe: tensors are looked up, never changed."""
 
-    def __init__(self, directory: Path, entries: Mapping[str, Entry], shards: Mapping[Path, Any]) -> None:
+    def __init__(self, directory: Path, entries: Mapping[str, Entry], shards: Mapping[Path, mmap.mmap]) -> None:
         self.directory = directory
         self.entries = entries
         self._shards = shards
@@ -63,7 +65,7 @@ class Checkpoint:
         directory = Path(directory)
         problems: list[str] = []
         files, index = _find_shards(directory, problems)
-        shards: dict[Path, Any] = {}
+        shards: dict[Path, mmap.mmap] = {}
         entries: dict[str, Entry] = {}
         for file in files:
             for name, entry in _open_shard(file, shards, problems):
@@ -116,11 +118,30 @@ class Checkpoint:
         Only a tensor that another writer left unaligned is copied.
         """
         entry = self.entry(name)
-        try:
-            tensor = cast(Tensor, self._shards[entry.shard].get_tensor(name))
-        except (SafetensorError, OSError, RuntimeError) as error:
-            raise CheckpointError(f"{entry.shard}: {name} cannot be read: {error}") from error
-        return tensor if tensor.data_ptr() % max(tensor.element_size(), 1) == 0 else tensor.clone()
+        if entry.nbytes == 0:
+            return torch.empty(entry.shape, dtype=entry.dtype)
+        shard = self._shards[entry.shard]
+        raw = torch.frombuffer(shard, dtype=torch.uint8, count=entry.nbytes, offset=entry.offset)
+        aligned = raw.data_ptr() % entry.dtype.itemsize == 0
+        return (raw if aligned else raw.clone()).view(entry.dtype).view(entry.shape)
+
+    def expect(self, name: str) -> None:
+        """It will be read soon: a disk may begin."""
+        self._advise(name, "MADV_WILLNEED")
+
+    def release(self, name: str) -> None:
+        """Take its pages out of this process's memory; they come back when read.
+
+        Without this a file that is read from end to end is counted as the process's own, beside what is made of it.
+        Changes that were made to the tensor, or to what lies near it in the file, are lost.
+        """
+        self._advise(name, "MADV_DONTNEED")
+
+    def _advise(self, name: str, advice: str) -> None:
+        entry = self.entry(name)
+        start = entry.offset // TOGETHER * TOGETHER
+        if hasattr(mmap, advice):  # there is no advice on Windows
+            self._shards[entry.shard].madvise(getattr(mmap, advice), start, entry.offset + entry.nbytes - start)
 
     def read_weight(self, name: str, dtype: torch.dtype) -> Tensor:
         """The tensor in `dtype`, multiplied with its scales if it has any. Never a view of the file that can change."""
@@ -220,14 +241,16 @@ def _read_index(path: Path, problems: list[str]) -> dict[str, Path]:
     return {}
 
 
-def _open_shard(path: Path, shards: dict[Path, Any], problems: list[str]) -> Iterator[tuple[str, Entry]]:
+def _open_shard(path: Path, shards: dict[Path, mmap.mmap], problems: list[str]) -> Iterator[tuple[str, Entry]]:
     """Map one file, have the library validate its header, and say what lies where."""
     if not path.is_file():
         problems.append(f"{path.name} is missing")
         return
     try:
-        shards[path] = safe_open(path, framework="pt")
+        safe_open(path, framework="pt")  # validates
         header, start = _read_header(path)
+        with path.open("rb") as file:
+            shards[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except (SafetensorError, OSError, ValueError) as error:
         problems.append(f"{path.name} is not a whole safetensors file: {error}")
         return

@@ -15,10 +15,9 @@ from torch import Tensor
 
 from baltoro.counts import BLOCK, is_quantized
 from baltoro.errors import CheckpointError
+from baltoro.kernels.formats import quantize_stripe
 
-__all__ = ["BLOCK", "LARGEST", "dequantize", "is_quantized", "quantize", "scale_shape"]
-
-LARGEST = 448.0  # of e4m3fn, which has no infinity
+__all__ = ["BLOCK", "dequantize", "is_quantized", "quantize", "scale_shape"]
 
 
 def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -29,19 +28,14 @@ def scale_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 def quantize(w: Tensor) -> tuple[Tensor, Tensor]:
     """(..., O, I) of any float type -> q (..., O, I) e4m3fn, scale_inv (..., ceil(O / 128), ceil(I / 128)) float32.
 
-    A block's largest value becomes 448. A block of zeros (or of values too small for a scale) gets scale 1.
+    A block's largest value becomes 448, e4m3fn's largest. A block of zeros (or too small for a scale) gets scale 1.
     Relative error at most 2^-4 of a value, or 2^-10 of the scale where the value is that small.
     """
     q = torch.empty(w.shape, dtype=torch.float8_e4m3fn, device=w.device)
     scale_inv = torch.empty(scale_shape(tuple(w.shape)), dtype=torch.float32, device=w.device)
     for matrix, q_out, scale_out in zip(_matrices(w), _matrices(q), _matrices(scale_inv), strict=True):
         for row, start in enumerate(range(0, matrix.shape[0], BLOCK)):
-            stripe = matrix[start : start + BLOCK].float()  # (<= 128, I)
-            scale = _column_blocks(stripe.abs().amax(0)).amax(1) / LARGEST  # (ceil(I / 128),)
-            scale = scale.masked_fill(scale < torch.finfo(torch.float32).tiny, 1.0)  # not nan, which is found below
-            scale_out[row] = scale
-            stripe = stripe / _widen(scale, stripe.shape[1])
-            q_out[start : start + BLOCK] = stripe.clamp_(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+            q_out[start : start + BLOCK], scale_out[row] = quantize_stripe(matrix[start : start + BLOCK].float())
     if not bool(scale_inv.isfinite().all()):
         raise CheckpointError(
             f"a weight of shape {tuple(w.shape)} holds inf or nan and cannot be quantized to fp8",
@@ -64,11 +58,6 @@ def dequantize(q: Tensor, scale_inv: Tensor, dtype: torch.dtype = torch.bfloat16
 def _matrices(x: Tensor) -> list[Tensor]:
     """Views of the (O, I) matrices in (..., O, I)."""
     return list(x.flatten(0, -3).unbind(0)) if x.dim() > 2 else [x]
-
-
-def _column_blocks(values: Tensor) -> Tensor:
-    """(I,) -> (ceil(I / 128), 128), zeros behind the last."""
-    return torch.nn.functional.pad(values, (0, -len(values) % BLOCK)).view(-1, BLOCK)
 
 
 def _widen(scale: Tensor, width: int) -> Tensor:

@@ -50,14 +50,17 @@ def test_int8_is_off_by_half_a_step_at_most(outputs: int, inputs: int) -> None:
 
 
 @pytest.mark.parametrize(("outputs", "inputs"), SIZES)
-def test_int4_is_never_worse_than_the_plain_scale(outputs: int, inputs: int) -> None:
+def test_int4_is_a_quarter_better_than_the_plain_scale(outputs: int, inputs: int) -> None:
     w = weights(outputs, inputs)
     p = pack(w, "int4")
-    grouped = w.unflatten(-1, (-1, p.group))
+    grouped = w.view(outputs, -1, p.group)
     scale = (grouped.abs().amax(-1, keepdim=True) / 7).bfloat16().float()
     plain = (grouped / scale).round().clamp(-8, 7) * scale
-    error = (unpack(p).unflatten(-1, (-1, p.group)) - grouped).square().sum(-1)
-    assert (error <= (plain - grouped).square().sum(-1) * (1 + 1e-5)).all()
+    error = (unpack(p).view_as(grouped) - grouped).square().sum(-1)
+    plain_error = (plain - grouped).square().sum(-1)
+    assert error.sum() <= 0.75 * plain_error.sum()  # measured: 0.70 to 0.72 with groups of 32, less with smaller ones
+    # A single group can lose: the scale is rounded to 8 bits after it was chosen. Measured: 0.5 % at most.
+    assert (error <= 1.01 * plain_error).all()
 
 
 @pytest.mark.parametrize("format", ["int8", "int4"])
@@ -119,15 +122,39 @@ def test_a_group_that_does_not_divide_is_refused(group: int) -> None:
         pack(weights(16, 128), "int4", group=group)
 
 
-def test_fp8_is_packed_with_its_scales_only() -> None:
-    with pytest.raises(ValueError, match="pack_fp8"):
-        pack(weights(16, 128), "fp8")
+def test_fp8_is_packed_as_it_is_stored() -> None:
+    w = weights(2, 200, 300)
+    mine, stored = pack(w, "fp8"), pack_fp8(*fp8.quantize(w))
+    assert torch.equal(mine.data, stored.data)
+    assert torch.equal(mine.scales, stored.scales)
+
+
+def test_weights_that_are_as_good_as_nothing_become_zeros() -> None:
+    for format in ("int8", "int4"):
+        assert (unpack(pack(torch.full((16, 64), 7.8e-31), format)) == 0).all()  # 2^-100 is 7.89e-31
+        assert (unpack(pack(torch.full((16, 64), 7.9e-31), format)) != 0).all()
+
+
+@pytest.mark.parametrize("scales", [torch.ones(1, 1), torch.ones(1, 3), torch.ones(2), torch.ones(2, 1, 2)])
+def test_fp8_needs_a_scale_for_each_block_and_values_of_its_type(scales: Tensor) -> None:
+    q = torch.zeros(20, 130, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"expected e4m3fn and \(1, 2\)"):
+        pack_fp8(q.view(torch.float8_e4m3fn), scales)
+    with pytest.raises(ValueError, match=r"q is torch\.uint8"):
+        pack_fp8(q, torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("shape", [(), (128,), (0, 128), (16, 0), (2, 2, 16, 128)])
+def test_what_is_no_matrix_is_refused(shape: tuple[int, ...]) -> None:
+    for format in ("bf16", "int8", "int4"):
+        with pytest.raises(ValueError, match=r"w is \("):
+            pack(torch.zeros(shape), format)
 
 
 def test_inf_and_nan_are_refused_not_rounded() -> None:
     w = weights(16, 128)
     w[3, 5] = torch.nan
-    for format in ("int8", "int4"):
+    for format in FORMATS:
         with pytest.raises(BaltoroError, match="inf or nan"):
             formats.pack(w, format)
 

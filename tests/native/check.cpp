@@ -235,6 +235,44 @@ static void packed_step(const Target& target, const Target& scalar, Format forma
   compare("mla_step", target.name, format, found.data, expected.data, B * H * V, 3e-2);
 }
 
+// From every kind of source to this format, from an address that is a multiple of nothing; the last row and column end
+// where the heap block does.
+static void packing(const Target& target, const Target& scalar, Format format) {
+  const bool grouped = format == Format::kInt8 || format == Format::kInt4;
+  const int64_t group = 8 * between(1, 20), inputs = grouped ? group * between(1, 4) : between(1, 400);
+  const int64_t outputs = between(1, 300), blocks = ((outputs + 127) / 128) * ((inputs + 127) / 128);
+  for (const Numbers::Type type : {Numbers::kFloat32, Numbers::kBf16, Numbers::kBlockFp8}) {
+    const int64_t bytes = type == Numbers::kFloat32 ? 4 : type == Numbers::kBf16 ? 2 : 1, skip = between(0, 3);
+    const Exact<uint8_t> data(outputs * inputs * bytes + skip);
+    const Exact<float> factors(blocks);
+    for (int64_t b = 0; b < blocks; ++b) factors.data[b] = std::abs(normal());
+    for (int64_t i = 0; i < outputs * inputs; ++i) {
+      uint8_t* to = data.data + skip + i * bytes;
+      const float value = normal();
+      const uint16_t half = bf16(value);
+      const uint8_t code = static_cast<uint8_t>(rng()) & 0xF7;  // no NaN
+      std::memcpy(to,
+                  bytes == 4   ? static_cast<const void*>(&value)
+                  : bytes == 2 ? static_cast<const void*>(&half)
+                               : &code,
+                  bytes);
+    }
+    Packed found(format, outputs, inputs, group, 1), expected(format, outputs, inputs, group, 1);
+    const Numbers from{type, data.data + skip, type == Numbers::kBlockFp8 ? factors.data : nullptr};
+    const bool good =
+        pack(target, from, found.shape, found.data.data, found.scales.data, static_cast<int>(between(1, 4)));
+    const bool right = pack(scalar, from, expected.shape, expected.data.data, expected.scales.data, 1);
+    const int64_t data_bytes = panels(found.shape) * panel_bytes(found.shape);
+    const int64_t scale_bytes = panels(found.shape) * panel_scale_bytes(found.shape);
+    if (good && right && std::memcmp(found.data.data, expected.data.data, data_bytes) == 0 &&
+        std::memcmp(found.scales.data, expected.scales.data, scale_bytes) == 0)
+      continue;
+    std::printf("pack, %s, source %d, format %d, %ld x %ld: other bits than scalar\n", target.name, type,
+                static_cast<int>(format), static_cast<long>(outputs), static_cast<long>(inputs));
+    ++failures;
+  }
+}
+
 int main(int count, char** words) {
   const int rounds = count > 1 ? std::atoi(words[1]) : 20;
   const Target& scalar = target("scalar");
@@ -247,6 +285,7 @@ int main(int count, char** words) {
         heads(tested, scalar, format);
         mixtures(tested, scalar, format);
         packed_step(tested, scalar, format);
+        packing(tested, scalar, format);
       }
       attention(tested, scalar);
       routing(tested, scalar);

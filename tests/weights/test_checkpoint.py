@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import struct
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,31 @@ def test_reading_maps_the_file_and_copies_nothing(tmp_path: Path) -> None:
     tensor[0] = 7  # changes a private copy of one page
     assert load_file(tmp_path / "model.safetensors")["a"][0] == 0
     assert Checkpoint.open(tmp_path).read("a")[0] == 0
+
+
+def test_what_was_read_can_be_released_and_read_again(tmp_path: Path) -> None:
+    stored = torch.arange(32 * 2**20, dtype=torch.int32).view(torch.uint8)  # 128 MiB
+    save_file({"a": stored, "b": torch.ones(3)}, tmp_path / "model.safetensors")
+    opened = Checkpoint.open(tmp_path)
+    opened.expect("a")
+    before = resident_bytes()
+    assert torch.equal(opened.read("a"), stored)
+    read = resident_bytes()
+    opened.release("a")
+    opened.release("b")
+    if hasattr(mmap, "MADV_DONTNEED"):
+        assert read - before > 100 * 2**20
+        assert resident_bytes() - before < 16 * 2**20
+    assert torch.equal(opened.read("a"), stored)
+    assert torch.equal(opened.read("b"), torch.ones(3))
+
+
+def test_a_tensor_without_numbers_is_read_too(tmp_path: Path) -> None:
+    save_file({"a": torch.empty(0, 3), "b": torch.ones(3)}, tmp_path / "model.safetensors")
+    opened = Checkpoint.open(tmp_path)
+    opened.expect("a")
+    opened.release("a")
+    assert opened.read("a").shape == (0, 3)
 
 
 def resident_bytes() -> int:

@@ -34,7 +34,7 @@ static inline void mix(const uint16_t* weights, const uint16_t* const* values, i
 static void attend(const Matrix& queries, const KeyRows& rows, int64_t begin, int64_t end, int64_t past, float scale,
                    Attended& state) {
   const int64_t lanes = queries.outputs, row_bytes = rows.stride * 2;
-  const Inputs inputs{reinterpret_cast<uint8_t*>(const_cast<uint16_t*>(rows.keys)), nullptr, nullptr, row_bytes, 0};
+  const Inputs inputs{reinterpret_cast<uint8_t*>(const_cast<uint16_t*>(rows.keys)), nullptr, nullptr, row_bytes, 0, 1};
   alignas(64) float scores[kChunk * kLanes];
   alignas(64) uint16_t weights[kChunk * kLanes];
   alignas(64) float shrink[kLanes];
@@ -48,7 +48,8 @@ static void attend(const Matrix& queries, const KeyRows& rows, int64_t begin, in
       tokens[i] = {static_cast<int32_t>(slot), static_cast<int32_t>(i), 1.0f};
       values[i] = rows.values + slot * rows.value_stride;
     }
-    product(queries, inputs, tokens, count, 0, panels(queries), nullptr, scores, kLanes);
+    all_panels<ScatteredBf16>(queries, inputs, tokens, count, 0, panels(queries), nullptr,
+                              Replace{scores, kLanes, queries.outputs});
     for (int64_t i = past + 1 - start > 0 ? past + 1 - start : 0; i < count; ++i)  // query l sees keys 0 .. past + l
       for (int64_t l = 0; l < lanes && l < start + i - past; ++l) scores[i * kLanes + l] = -3.0e38f;
 

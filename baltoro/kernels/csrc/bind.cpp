@@ -51,6 +51,18 @@ NB_MODULE(_native, m) {
       nb::arg("target"), nb::arg("format"), nb::arg("threads"));
 
   m.def(
+      "pack",
+      [](const std::string& target, int type, uintptr_t data, uintptr_t scales, const Packed& to, int threads) {
+        const baltoro::Target& kernels = baltoro::target(target);
+        const baltoro::Numbers from{static_cast<baltoro::Numbers::Type>(type), at<const uint8_t>(data),
+                                    at<const float>(scales)};
+        const baltoro::Matrix shape = matrix(to);
+        nb::gil_scoped_release released;
+        return baltoro::pack(kernels, from, shape, at<uint8_t>(std::get<4>(to)), at<uint8_t>(std::get<5>(to)), threads);
+      },
+      nb::arg("target"), nb::arg("type"), nb::arg("data"), nb::arg("scales"), nb::arg("to"), nb::arg("threads"));
+
+  m.def(
       "matmul",
       [](const std::string& target, const Packed& w, uintptr_t x, uintptr_t y, int64_t T, int threads) {
         const baltoro::Target& kernels = baltoro::target(target);

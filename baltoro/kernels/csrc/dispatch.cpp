@@ -4,6 +4,12 @@
 #include <sys/auxv.h>
 #endif
 
+#ifdef BALTORO_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <stdexcept>
 
 #include "kernels.h"
@@ -26,6 +32,20 @@ namespace avx512 {
 extern const Target kernels;
 }
 #endif
+#ifdef BALTORO_AMX
+namespace amx {
+extern const Target kernels;
+}
+
+// CPUs with AMX keep its registers from a process until it asks Linux for them; its later threads have them too.
+static bool may_use_tiles() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kNeeded = 1u << 22 | 1u << 24 | 1u << 25;  // AMX-BF16, AMX-TILE, AMX-INT8
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kNeeded) != kNeeded) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 static std::vector<const Target*> runnable() {
   std::vector<const Target*> found{&scalar::kernels};
@@ -39,6 +59,9 @@ static std::vector<const Target*> runnable() {
       __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
       __builtin_cpu_supports("avx512bf16"))
     found.push_back(&avx512::kernels);
+#ifdef BALTORO_AMX
+  if (found.back() == &avx512::kernels && may_use_tiles()) found.push_back(&amx::kernels);
+#endif
 #endif
 #ifdef BALTORO_ARM64
 #ifdef __linux__

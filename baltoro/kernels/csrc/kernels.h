@@ -40,16 +40,30 @@ static inline int64_t panel_bytes(const Matrix& w) {  // bf16 in whole steps of 
 }
 static inline int64_t panel_scale_bytes(const Matrix& w) { return groups(w) * (is_integer(w) ? 2 * kPanel : 4); }
 
+// What a matrix is packed from: its rows one behind the other, as checkpoints have them.
+struct Numbers {
+  enum Type : int32_t { kFloat32 = 0, kBf16 = 1, kBlockFp8 = 2 };
+  Type type;
+  const uint8_t* data;
+  const float* scales;  // of e4m3 numbers: (ceil(O / 128), ceil(I / 128)), what they are multiplied with
+};
+
+// Inputs that are packed together: whole groups, and about 128 of them. What one thread needs for that, in floats.
+static inline int64_t packing_span(const Matrix& w) { return is_integer(w) ? (127 / w.group + 1) * w.group : 128; }
+static inline int64_t packing_room(const Matrix& w) { return (packing_span(w) + 64) * kPanel + (w.inputs + 127) / 128; }
+
 // Rows of activations, ready to be multiplied: bf16 for bf16 and fp8; for int8 and int4 signed bytes with a scale for
 // each row and group, -127 .. 127.
 struct Inputs {
-  uint8_t* values;  // row r begins at r * row_bytes
+  uint8_t* values;  // [row / together][row_bytes / 64][row % together][64], or plain rows with `together` 1
   float* scales;    // (rows, groups)
   int32_t* starts;  // (rows, groups): where a sum begins, to take back what was added to the weights
   int64_t row_bytes, groups;
+  int together;
 };
 
 // One destination of a product: prepared row `row` gives row `out` of the result, times `weight` where it is added up.
+// Where rows lie together, a product's tokens are consecutive rows from a multiple of `together` on.
 struct Token {
   int32_t row, out;
   float weight;
@@ -84,8 +98,9 @@ struct Dense {
 // the same bits on every target, too.
 struct Target {
   const char* name;
+  int tile_rows;  // tokens whose inputs should lie together, where there are so many; 1: none
 
-  // Row `row` of x (I,) float32 into `to`.
+  // x (I,) float32 into row `row` of `to`, whose rows are plain.
   void (*prepare)(const Matrix& w, const float* x, const Inputs& to, int64_t row);
 
   // y[out] = w x[row], for outputs of the panels [begin, end). y(., stride). `next`: where the panels lie that this
@@ -105,6 +120,11 @@ struct Target {
   // 0 .. past + q.
   void (*attend)(const Matrix& queries, const KeyRows& rows, int64_t begin, int64_t end, int64_t past, float scale,
                  Attended& state);
+
+  // Fills the panels [begin, end) of the shape `to`, at `data` and `scales`; false where a number is none. Of fp8 that
+  // is made of wider numbers `begin` is a multiple of 8 panels, and `end`, too, or the last. `room`: packing_room(to).
+  bool (*pack)(const Numbers& from, const Matrix& to, uint8_t* data, uint8_t* scales, int64_t begin, int64_t end,
+               float* room);
 
   // For measuring what is possible, see roof.inl.
   int densest_ints, densest_floats, roof_sums;
@@ -154,6 +174,11 @@ void mla_decode(const Target& target, const float* q, const uint16_t* cache, con
 // 0 .. past + t. q(T, H, K) float32; k(S, H, K) and v(S, H, V) bf16. V is a multiple of 32.
 void causal_attention(const Target& target, const float* q, const uint16_t* k, const uint16_t* v, float scale,
                       float* out, int64_t T, int64_t S, int64_t H, int64_t K, int64_t V, int threads);
+
+// Fills a matrix of the shape `to` with numbers, rounded to the nearest that its format has (int4: see pack.inl), on
+// `threads` threads. False: a number or a scale is inf or NaN, or too large for the format, and what was written is of
+// no use. Numbers may lie at any address.
+bool pack(const Target& target, const Numbers& from, const Matrix& to, uint8_t* data, uint8_t* scales, int threads);
 
 // Bytes a second when `threads` threads read `bytes` bytes (a multiple of 512 times threads) once.
 double read_roof(const Target& target, const uint8_t* from, int64_t bytes, int threads);

@@ -85,6 +85,7 @@ struct Floats {};
 
 struct Int8 {
   using Tile = Integers;
+  static constexpr bool exact = true, scattered = false;
   using Sum = I16;
   static constexpr int inputs = 4;   // a chunk
   static constexpr int64_t run = 0;  // inputs that a Sum holds; 0: any number
@@ -97,6 +98,7 @@ struct Int8 {
 
 struct Int4 {
   using Tile = Integers;
+  static constexpr bool exact = true, scattered = false;
   using Sum = Int4Sum;
   static constexpr int inputs = 8;
   static constexpr int64_t run = kInt4Run;
@@ -112,14 +114,20 @@ struct Int4 {
 
 struct Fp8 {
   using Tile = Floats;
+  static constexpr bool exact = false, scattered = false;
   static constexpr int bytes = 64;  // of four inputs
   static auto load(const uint8_t* from) { return pairs_fp8(from); }
 };
 
 struct Bf16 {
   using Tile = Floats;
+  static constexpr bool exact = false, scattered = false;
   static constexpr int bytes = 128;
   static auto load(const uint8_t* from) { return pairs_bf16(from); }
+};
+
+struct ScatteredBf16 : Bf16 {  // for tokens whose rows lie anywhere
+  static constexpr bool scattered = true;
 };
 
 // Where PANELS panels of weights begin, of one matrix or of gate and up, and what is asked for while they are read.
@@ -131,6 +139,14 @@ struct Panels {
 
   Panels<1> only(int p) const { return {{data[p]}, {scales[p]}, {ahead[p]}}; }
 };
+
+#ifdef BALTORO_TILES
+#include "tiles.inl"
+#else
+struct TileMode {
+  TileMode(const Matrix&, const Inputs&) {}
+};
+#endif
 
 // --- tiles: PANELS x TOKENS results in registers ---------------------------------------------------------------
 
@@ -321,6 +337,10 @@ static void so_many_tokens(int64_t count, const Matrix& w, const Panels<PANELS>&
 template <class Weights, int PANELS, class Then>
 static void all_tokens(const Matrix& w, const Panels<PANELS>& at, int64_t panel, const Inputs& x, const Token* tokens,
                        int64_t count, const Then& then) {
+#ifdef BALTORO_TILES
+  if (!Weights::scattered && (!Weights::exact || x.together > 1))
+    return tiled_tokens<Weights>(w, at, panel, x, tokens, count, then);
+#endif
   for (int64_t tiles = (count + kTokens - 1) / kTokens; tiles > 0; --tiles) {
     const int64_t now = (count + tiles - 1) / tiles;
     so_many_tokens<Weights, PANELS, kTokens>(now, w, at, panel, x, tokens, then);
@@ -360,6 +380,7 @@ static void all_panels(const Matrix& w, const Inputs& x, const Token* tokens, in
 template <class Then>
 static void by_format(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
                       const uint8_t* next, const Then& then) {
+  const TileMode tiles(w, x);
   switch (w.format) {
     case Format::kBf16:
       return all_panels<Bf16>(w, x, tokens, count, begin, end, next, then);
@@ -397,6 +418,7 @@ static void gated_panels(const Matrix& gate, const Matrix& up, const Inputs& x, 
 
 static void gated(const Matrix& gate, const Matrix& up, const Inputs& x, const Token* tokens, int64_t count,
                   int64_t begin, int64_t end, float* y, int64_t stride) {
+  const TileMode tiles(gate, x);
   const Gate then{y, stride, gate.outputs};
   switch (gate.format) {
     case Format::kBf16:

@@ -22,21 +22,46 @@ struct Stripes {
   int64_t end(int64_t stripe) const { return std::min(panels, (stripe + 1) * length); }
 };
 
+constexpr int64_t kFewTokens = 4;  // up to so many, integers are faster one by one
+
+// How many rows should lie together when a matrix meets at most `count` tokens at once. A tile of integers must not
+// reach from one 64-byte piece of a row into the next.
+int together(const Target& target, const Matrix& w, int64_t count) {
+  if (target.tile_rows == 1 || count < 1) return 1;
+  if (is_integer(w) && (count <= kFewTokens || (64 % w.group != 0 && w.group % 64 != 0))) return 1;
+  return static_cast<int>(std::min<int64_t>(target.tile_rows, count));
+}
+
 // What Inputs points into, with room for `rows`; kept by the thread from call to call.
 struct Room {
   std::vector<uint8_t> values;
   std::vector<float> scales;
   std::vector<int32_t> starts;
 
-  Inputs inputs_of(const Matrix& w, int64_t rows) {
-    const int64_t row_bytes = is_integer(w) ? w.inputs : (w.inputs + 3) / 4 * 8;
+  Inputs inputs_of(const Matrix& w, int64_t rows, int together = 1) {
+    int64_t row_bytes = is_integer(w) ? w.inputs : (w.inputs + 3) / 4 * 8;
+    if (together > 1) row_bytes = (row_bytes + 63) / 64 * 64;
     const int64_t row_groups = is_integer(w) ? groups(w) : 0;
+    rows = (rows + together - 1) / together * together;
     values.resize(std::max<size_t>(values.size(), rows * row_bytes));
     scales.resize(std::max<size_t>(scales.size(), rows * row_groups));
     starts.resize(std::max<size_t>(starts.size(), rows * row_groups));
-    return {values.data(), scales.data(), starts.data(), row_bytes, row_groups};
+    return {values.data(), scales.data(), starts.data(), row_bytes, row_groups, together};
   }
 };
+
+// Row `row` of plain rows to row `slot` of `to`.
+void place(const Inputs& from, int64_t row, const Inputs& to, int64_t slot) {
+  const uint8_t* values = from.values + row * from.row_bytes;
+  uint8_t* first = to.values + slot / to.together * to.together * to.row_bytes + slot % to.together * 64;
+  if (to.together == 1)
+    std::copy_n(values, from.row_bytes, first);
+  else
+    for (int64_t at = 0; at < from.row_bytes; at += 64)
+      std::copy_n(values + at, std::min<int64_t>(64, from.row_bytes - at), first + at * to.together);
+  std::copy_n(from.scales + row * from.groups, from.groups, to.scales + slot * to.groups);
+  std::copy_n(from.starts + row * from.groups, from.groups, to.starts + slot * to.groups);
+}
 
 Matrix of_expert(Matrix stack, int64_t expert) {
   stack.data += expert * panels(stack) * panel_bytes(stack);
@@ -44,18 +69,31 @@ Matrix of_expert(Matrix stack, int64_t expert) {
   return stack;
 }
 
-void prepare_rows(const Target& target, const Matrix& w, const float* x, const Inputs& to, int64_t rows, int threads) {
-  auto work = [&](int64_t row) { target.prepare(w, x + row * w.inputs, to, row); };
-  parallel_for(rows * w.inputs < 65536 ? 1 : threads, rows, work);
+// Prepares `count` rows of x: the i-th is row from(i), and becomes row to(i).
+template <class From, class To>
+void prepare_rows(const Target& target, const Matrix& w, const float* x, const Inputs& inputs, int64_t count, From from,
+                  To to, int threads) {
+  auto work = [&](int64_t i) {
+    thread_local Room room;
+    const float* row = x + from(i) * w.inputs;
+    if (inputs.together == 1) return target.prepare(w, row, inputs, to(i));
+    const Inputs plain = room.inputs_of(w, 1);
+    target.prepare(w, row, plain, 0);
+    place(plain, 0, inputs, to(i));
+  };
+  parallel_for(count * w.inputs < 65536 ? 1 : threads, count, work);
 }
+
+int64_t rounded_up(int64_t count, int64_t multiple) { return (count + multiple - 1) / multiple * multiple; }
 
 }  // namespace
 
 void matmul(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int threads) {
   thread_local Room room;
   thread_local std::vector<Token> tokens;
-  const Inputs inputs = room.inputs_of(w, T);
-  prepare_rows(target, w, x, inputs, T, threads);
+  const Inputs inputs = room.inputs_of(w, T, together(target, w, T));
+  auto same = [](int64_t t) { return t; };
+  prepare_rows(target, w, x, inputs, T, same, same, threads);
   tokens.clear();
   for (int64_t t = 0; t < T; ++t) tokens.push_back({static_cast<int32_t>(t), static_cast<int32_t>(t), 1.0f});
   const Token* all = tokens.data();
@@ -69,14 +107,15 @@ void matmul(const Target& target, const Matrix& w, const float* x, float* y, int
 void matmul_each(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int64_t H, int threads) {
   thread_local Room room;
   thread_local std::vector<Token> tokens;
-  const Inputs inputs = room.inputs_of(w, T * H);
-  prepare_rows(target, w, x, inputs, T * H, threads);
+  const int rows = together(target, w, T);
+  const int64_t slots = rounded_up(T, rows);  // of a head
+  const Inputs inputs = room.inputs_of(w, H * slots, rows);
+  auto from = [=](int64_t i) { return i % T * H + i / T; };
+  auto to = [=](int64_t i) { return i / T * slots + i % T; };
+  prepare_rows(target, w, x, inputs, H * T, from, to, threads);
   tokens.clear();
-  for (int64_t h = 0; h < H; ++h)
-    for (int64_t t = 0; t < T; ++t) {
-      const int32_t row = static_cast<int32_t>(t * H + h);
-      tokens.push_back({row, row, 1.0f});
-    }
+  for (int64_t i = 0; i < H * T; ++i)
+    tokens.push_back({static_cast<int32_t>(to(i)), static_cast<int32_t>(from(i)), 1.0f});
   const Token* all = tokens.data();
   auto work = [&, all](int64_t h) {
     target.product(of_expert(w, h), inputs, all + h * T, T, 0, panels(w), nullptr, y, w.outputs);
@@ -86,35 +125,48 @@ void matmul_each(const Target& target, const Matrix& w, const float* x, float* y
 
 void experts(const Target& target, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x,
              const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads) {
-  thread_local Room room, hidden_room;
-  thread_local std::vector<float> hidden;  // (T K, F), pairs of token and choice sorted by expert
+  thread_local Room room, sorted_room, hidden_room;
+  thread_local std::vector<float> hidden;  // (slots, F): pairs of token and choice sorted by expert
   thread_local std::vector<Token> to_hidden, to_output;
-  thread_local std::vector<int64_t> begins, busy;  // (E + 1,); the experts that have tokens
+  thread_local std::vector<int64_t> begins, slots,
+      busy;  // (E + 1,) pairs and slots before each; the experts that have some
 
   const int64_t pairs = T * K, width = gate.outputs, D = down.outputs;
   begins.assign(E + 1, 0);
   for (int64_t i = 0; i < pairs; ++i) ++begins[experts[i] + 1];
-  busy.clear();
+  const int64_t most = *std::max_element(begins.begin(), begins.end());
+  const int rows = together(target, gate, most), hidden_rows = together(target, down, most);
+  const int64_t multiple = std::max(rows, hidden_rows);  // of each expert's slots: one is 1 or they are the same
+  busy.clear(), slots.assign(E + 1, 0);
   for (int64_t e = 0; e < E; ++e) {
     if (begins[e + 1] > 0) busy.push_back(e);
+    slots[e + 1] = slots[e] + rounded_up(begins[e + 1], multiple);
     begins[e + 1] += begins[e];
   }
   to_hidden.resize(pairs), to_output.resize(pairs);
   for (int64_t i = 0; i < pairs; ++i) {
-    const int32_t slot = static_cast<int32_t>(begins[experts[i]]++), token = static_cast<int32_t>(i / K);
-    to_hidden[slot] = {token, slot, 1.0f};
-    to_output[slot] = {slot, token, weights[i]};
+    const int64_t e = experts[i], place = begins[e]++;
+    const int32_t slot = static_cast<int32_t>(slots[e]++), token = static_cast<int32_t>(i / K);
+    to_hidden[place] = {most > 1 ? slot : token, slot, 1.0f};
+    to_output[place] = {slot, token, weights[i]};
   }
   for (int64_t e = E; e > 0; --e) begins[e] = begins[e - 1];  // each had moved to its end
   begins[0] = 0;
 
-  hidden.resize(std::max<size_t>(hidden.size(), pairs * width));
-  const Inputs inputs = room.inputs_of(gate, T), hidden_inputs = hidden_room.inputs_of(down, pairs);
+  const int64_t num_slots = slots[E];
+  hidden.resize(std::max<size_t>(hidden.size(), num_slots * width));
+  const Inputs prepared = room.inputs_of(gate, T), hidden_inputs = hidden_room.inputs_of(down, num_slots, hidden_rows);
+  const Inputs inputs = most > 1 ? sorted_room.inputs_of(gate, num_slots, rows) : prepared;
   const Token *first = to_hidden.data(), *second = to_output.data();
   const int64_t *begin = begins.data(), *who = busy.data(), num_busy = static_cast<int64_t>(busy.size());
   float* h = hidden.data();
 
-  prepare_rows(target, gate, x, inputs, T, threads);
+  auto same = [](int64_t t) { return t; };
+  prepare_rows(target, gate, x, prepared, T, same, same, threads);
+  if (most > 1) {  // an expert's rows are to lie one behind the other
+    auto copy = [&, second](int64_t i) { place(prepared, second[i].out, inputs, second[i].row); };
+    parallel_for(pairs * prepared.row_bytes < 65536 ? 1 : threads, pairs, copy);
+  }
   const Stripes narrow(panels(gate), num_busy, threads);
   auto enter = [&, first, begin, who, h](int64_t index) {
     const int64_t e = who[index / narrow.count], stripe = index % narrow.count;
@@ -123,7 +175,8 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
   };
   parallel_for(threads, num_busy * narrow.count, enter);
 
-  prepare_rows(target, down, h, hidden_inputs, pairs, threads);
+  auto slot = [second](int64_t i) { return second[i].row; };
+  prepare_rows(target, down, h, hidden_inputs, pairs, slot, slot, threads);
   const Stripes wide(panels(down), 1, threads);
   auto leave = [&, second, begin, who](int64_t stripe) {
     const int64_t p = wide.begin(stripe), end = wide.end(stripe);

@@ -24,6 +24,7 @@ static inline void moved(const uint8_t*& from) {
 #endif
 }
 
+#ifndef BALTORO_TILES  // which have their own
 // rounds * kRoofSums * 16 outputs * kDensest* multiplications and additions, of registers and the first cache only.
 static uint32_t multiply(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x) {
   F16 all = F16::set(0.0f);
@@ -58,3 +59,4 @@ static uint32_t multiply(Format format, int64_t rounds, const uint8_t* weights, 
   for (const float lane : lanes) used ^= bits_of(lane);
   return used;
 }
+#endif

@@ -1,11 +1,12 @@
 # Every target is compiled with its own flags and chosen at run time, so that one build runs on any CPU of its
 # architecture. No contraction: a sum must not depend on which loop the compiler fused.
+include(CheckCXXCompilerFlag)
 set(_csrc ${CMAKE_CURRENT_LIST_DIR})
 
 function(baltoro_kernels program)
-  target_sources(${program} PRIVATE ${_csrc}/attention.cpp ${_csrc}/dispatch.cpp ${_csrc}/norm.cpp ${_csrc}/products.cpp
-                                    ${_csrc}/roof.cpp ${_csrc}/routing.cpp ${_csrc}/step.cpp ${_csrc}/threads.cpp
-                                    ${_csrc}/targets/scalar.cpp)
+  target_sources(${program} PRIVATE ${_csrc}/attention.cpp ${_csrc}/dispatch.cpp ${_csrc}/norm.cpp ${_csrc}/pack.cpp
+                                    ${_csrc}/products.cpp ${_csrc}/roof.cpp ${_csrc}/routing.cpp ${_csrc}/step.cpp
+                                    ${_csrc}/threads.cpp ${_csrc}/targets/scalar.cpp)
   target_compile_features(${program} PRIVATE cxx_std_20)
   target_link_libraries(${program} PRIVATE Threads::Threads)
   if(NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
@@ -25,6 +26,13 @@ function(baltoro_kernels program)
       list(APPEND avx512 -Wno-maybe-uninitialized -Wno-uninitialized)
     endif()
     target_sources(${program} PRIVATE ${_csrc}/targets/avx2.cpp ${_csrc}/targets/avx512.cpp)
+    check_cxx_compiler_flag(-mamx-int8 _has_amx)  # GCC 11, Clang 12
+    if(_has_amx AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+      target_sources(${program} PRIVATE ${_csrc}/targets/amx.cpp)
+      target_compile_definitions(${program} PRIVATE BALTORO_AMX)
+      set_source_files_properties(${_csrc}/targets/amx.cpp TARGET_DIRECTORY ${program} PROPERTIES
+                                  COMPILE_OPTIONS "${avx512};-mgfni;-mamx-tile;-mamx-int8;-mamx-bf16")
+    endif()
     target_compile_definitions(${program} PRIVATE BALTORO_X86)
     set_source_files_properties(${_csrc}/targets/avx2.cpp TARGET_DIRECTORY ${program} PROPERTIES
                                 COMPILE_OPTIONS "${avx2}")

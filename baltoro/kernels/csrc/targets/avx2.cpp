@@ -216,10 +216,11 @@ static constexpr int kQueries = 2;
 
 #include "../attention.inl"
 #include "../dense.inl"
+#include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx2",       prepare,        product,   gated,     weighted, attend,
-                               kDensestInts, kDensestFloats, kRoofSums, read_all,  multiply, dots,
-                               mix_rows,     normalize,      sigmoids,  gate_rows, softmax};
+extern const Target kernels = {
+    "avx2",    1,        prepare,  product, gated,    weighted,  attend,   pack,      kDensestInts, kDensestFloats,
+    kRoofSums, read_all, multiply, dots,    mix_rows, normalize, sigmoids, gate_rows, softmax};
 
 }  // namespace baltoro::avx2

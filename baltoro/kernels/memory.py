@@ -1,0 +1,41 @@
+"""How much memory this machine has, how much of it this process may still take, and how much its caches hold."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+CGROUPS = Path("/sys/fs/cgroup")
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+MEMINFO = Path("/proc/meminfo")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+
+
+def total() -> int:
+    """Bytes of RAM."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def free(meminfo: Path = MEMINFO, cgroups: Path = CGROUPS) -> int:
+    """Bytes that can be had without swapping, the control group's limit included."""
+    found = total()
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
+        found = int(lines.get("MemAvailable", "none").split()[0]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # not there, or no limit: "max"
+        limit = int((cgroups / "memory.max").read_text(encoding="ascii"))
+        used = int((cgroups / "memory.current").read_text(encoding="ascii"))
+        stat = dict(line.split() for line in (cgroups / "memory.stat").read_text(encoding="ascii").splitlines())
+        found = min(found, max(0, limit - used + int(stat.get("inactive_file", 0))))  # files give way
+    return found
+
+
+def last_cache(caches: Path = CACHES) -> int:
+    """Bytes of the largest cache of a CPU; 64 MiB where the system does not say."""
+    sizes: list[int] = []
+    for file in caches.glob("index*/size"):
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            text = file.read_text(encoding="ascii").strip()
+            sizes.append(int(text[:-1]) * UNITS[text[-1]])
+    return max(sizes, default=64 * 2**20)
