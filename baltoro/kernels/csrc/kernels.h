@@ -119,9 +119,10 @@ struct Target {
                float* room);
 
   // For measuring what is possible, see roof.inl.
-  int densest_ints, densest_floats, roof_sums;
   uint32_t (*read_all)(const uint8_t* from, int64_t bytes);
-  uint32_t (*multiply)(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x);
+  // Multiplies with what a format is multiplied with, and returns how many products; the rest keeps it from being left
+  // out.
+  int64_t (*multiply)(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x, uint32_t& used);
 };
 
 // Names of the targets that this CPU can run, slowest first; never empty.

@@ -218,8 +218,6 @@ static constexpr int kQueries = 2;
 #include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx2",    1,        prepare, product,      gated,
-                               weighted,  attend,   pack,    kDensestInts, kDensestFloats,
-                               kRoofSums, read_all, multiply};
+extern const Target kernels = {"avx2", 1, prepare, product, gated, weighted, attend, pack, read_all, multiply};
 
 }  // namespace baltoro::avx2

@@ -11,8 +11,6 @@ namespace baltoro::avx512 {
 #include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx512",  1,        prepare, product,      gated,
-                               weighted,  attend,   pack,    kDensestInts, kDensestFloats,
-                               kRoofSums, read_all, multiply};
+extern const Target kernels = {"avx512", 1, prepare, product, gated, weighted, attend, pack, read_all, multiply};
 
 }  // namespace baltoro::avx512

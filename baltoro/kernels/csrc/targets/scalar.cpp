@@ -229,8 +229,6 @@ static constexpr int kQueries = 4;
 #include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"scalar",  1,        prepare, product,      gated,
-                               weighted,  attend,   pack,    kDensestInts, kDensestFloats,
-                               kRoofSums, read_all, multiply};
+extern const Target kernels = {"scalar", 1, prepare, product, gated, weighted, attend, pack, read_all, multiply};
 
 }  // namespace baltoro::scalar
