@@ -114,6 +114,7 @@ class MixtureWeights:
         normalized: bool,
         factor: float,
         experts: int,
+        here: int,
         gate: Packed,
         up: Packed,
         down: Packed,
@@ -141,7 +142,7 @@ def attention_step(
 ) -> None: ...
 def mixture_step(
     target: str, w: MixtureWeights, h: int, x: int, weights: int, chosen: int, y: int, T: int, threads: int
-) -> None: ...
+) -> float | None: ...
 def mla_step(
     target: str,
     absorbed_keys: Packed,

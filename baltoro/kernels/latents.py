@@ -93,8 +93,9 @@ def attend(
     slots, edges = checked_sequences(slots, edges, B, cache)
     q, out = q.contiguous(), torch.empty(B, H, values.outputs)
     ops.native().mla_step(
-        chosen, ops.described("absorbed_keys", absorbed_keys), ops.described("values", values), q.data_ptr(), cache.data_ptr(), slots.data_ptr(),
-        edges.data_ptr(), scale, out.data_ptr(), B, H, width - N, torch.get_num_threads(),
+        chosen, ops.described("absorbed_keys", absorbed_keys), ops.described("values", values), q.data_ptr(),
+        cache.data_ptr(), slots.data_ptr(), edges.data_ptr(), scale, out.data_ptr(), B, H, width - N,
+        torch.get_num_threads(),
     )  # fmt: skip
     return out
 

@@ -119,7 +119,10 @@ def _row(
     generator = torch.Generator().manual_seed(tokens)
     x = torch.randn(share, config.hidden_size, generator=generator)
     weights = torch.full((share, chosen), 1 / chosen)
-    orders = [torch.rand(share, experts, generator=generator).argsort(-1)[:, :chosen].contiguous() for _ in range(16)]
+    if share == 1:  # in turn, so that each expert comes again when all others have been read: from memory, not a cache
+        orders = list(torch.randperm(experts, generator=generator)[: experts // chosen * chosen].view(-1, 1, chosen))
+    else:
+        orders = [torch.rand(share, experts, generator=generator).argsort(-1)[:, :chosen] for _ in range(16)]
     turn = 0
 
     def layer() -> int:

@@ -46,14 +46,12 @@ class AttentionStep:
             ops.check_packed("q_a", q_a, None)
             check("q_norm", q_norm, torch.float32, (q_a.outputs,))
         expected = {
-            "q_a": (
-                None if q_a is None else (q_a.outputs, q_a.inputs),
-                None if q_a is None else (q_b.inputs, self.hidden),
-            ),
             "q_b": ((q_b.outputs, q_b.inputs), (heads * (N + rotary), self.hidden if q_a is None else q_a.outputs)),
             "values": ((values.outputs, values.inputs), (values.outputs, C)),
             "output": ((output.outputs, output.inputs), (self.hidden, heads * values.outputs)),
         }
+        if q_a is not None:
+            expected["q_a"] = ((q_a.outputs, q_a.inputs), (q_b.inputs, self.hidden))
         for name, (found, wanted) in expected.items():
             if found != wanted:
                 raise ValueError(f"{name} is {found}, expected {wanted}")
@@ -61,10 +59,10 @@ class AttentionStep:
             raise ValueError(f"latents of {C} and {rotary} numbers, expected multiples of {ops.COLUMNS} and 4")
         self._kept = (q_a, q_norm, q_b, kv_a, kv_norm, absorbed_keys, values, output)  # native code has addresses only
         self._weights = ops.native().AttentionWeights(
-            _NOTHING if q_a is None else ops.described("q_a", q_a), ops.described("q_b", q_b), ops.described("kv_a", kv_a),
-            ops.described("absorbed_keys", absorbed_keys),
-            ops.described("values", values), ops.described("output", output), 0 if q_norm is None else q_norm.data_ptr(),
-            kv_norm.data_ptr(), eps,
+            _NOTHING if q_a is None else ops.described("q_a", q_a), ops.described("q_b", q_b),
+            ops.described("kv_a", kv_a), ops.described("absorbed_keys", absorbed_keys),
+            ops.described("values", values), ops.described("output", output),
+            0 if q_norm is None else q_norm.data_ptr(), kv_norm.data_ptr(), eps,
         )  # fmt: skip
 
     def __call__(
@@ -97,7 +95,8 @@ class MixtureStep:
     """A layer's router, its routed experts and the shared one.
 
     router:  (E, D) float32 or bf16; bias: (E,) float32
-    gate, up, down: stacks of E; shared: the same three of the shared expert, as stacks of one, or None
+    gate, up, down: stacks of E, or of the first few where no other is ever chosen
+    shared:  the same three of the shared expert, as stacks of one, or None
     """
 
     def __init__(
@@ -110,16 +109,20 @@ class MixtureStep:
         check_choice(choice, E)
         if not (router.is_contiguous() and bias.is_contiguous()):
             raise ValueError("router and bias are not contiguous")
-        for experts, three in ((E, (gate, up, down)), (1, shared)):
+        here = gate.experts
+        if here is None or here > E:
+            raise ValueError(f"gate is a stack of {here}, expected at most the {E} experts of the router")
+        for experts, three in ((here, (gate, up, down)), (1, shared)):
             if three is not None:
                 ops.check_mixture(*three, experts=experts, hidden=D)
-        self.chosen, self.hidden = choice.chosen, D
+        self.chosen, self.hidden, self.here = choice.chosen, D, here
+        self.routed_seconds = 0.0  # of the last call, in the routed experts
         self._kept = (router, bias, gate, up, down, shared)  # native code has addresses only
         names = ("gate", "up", "down", "shared gate", "shared up", "shared down")
         packed = [ops.described(name, w) for name, w in zip(names, (gate, up, down, *(shared or ())), strict=False)]
         self._weights = ops.native().MixtureWeights(
             router.data_ptr(), router.dtype is torch.bfloat16, bias.data_ptr(), choice.chosen, choice.groups,
-            choice.kept_groups, choice.normalized, choice.factor, E, *packed, *([] if shared else [_NOTHING] * 3),
+            choice.kept_groups, choice.normalized, choice.factor, E, here, *packed, *([] if shared else [_NOTHING] * 3),
         )  # fmt: skip
 
     def __call__(self, h: Tensor, x: Tensor, *, target: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -129,8 +132,11 @@ class MixtureStep:
         check("x", x, torch.float32, (T, self.hidden))
         h, x, y = h.contiguous(), x.contiguous(), torch.empty(T, self.hidden)
         weights, chosen = torch.empty(T, self.chosen), torch.empty(T, self.chosen, dtype=torch.int64)
-        ops.native().mixture_step(
+        seconds = ops.native().mixture_step(
             target or ops.chosen_target(), self._weights, h.data_ptr(), x.data_ptr(), weights.data_ptr(),
             chosen.data_ptr(), y.data_ptr(), T, torch.get_num_threads(),
         )  # fmt: skip
+        if seconds is None:
+            raise ValueError(f"experts {int(chosen.min())} .. {int(chosen.max())} were chosen, {self.here} are here")
+        self.routed_seconds = seconds
         return y, weights, chosen

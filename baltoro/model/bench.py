@@ -24,7 +24,7 @@ from baltoro.model import slices
 from baltoro.model.batch import Batch, LatentCache
 from baltoro.model.moe import MoE
 from baltoro.model.rows import Row
-from baltoro.model.transformer import Block, Transformer
+from baltoro.model.transformer import Block, Observed, Transformer
 from baltoro.model.watch import Share, Watch
 
 CHUNK_TOKENS = 2048  # of a prompt taken into one forward, as engine/engine.py does
@@ -63,7 +63,7 @@ class Bench:
                 assert stack is not None and stack.experts is not None
                 self.experts = stack.experts
                 self.share = Share(block.mlp.experts, self.experts / config.n_routed_experts)
-                modules |= {"router": block.mlp.gate, "mixture experts": block.mlp.experts, "share": self.share}
+                modules |= {"mixture experts": block.mlp.experts, "share": self.share}
             else:
                 modules["dense experts"] = block.mlp
         self.watch = Watch(modules)
@@ -125,13 +125,21 @@ class Bench:
             self.watch.clear()
             work = batches()
             began = time.perf_counter()
+            observed = Observed()
             for batch in work:
-                self.model(batch, self.cache)
+                self.model(batch, self.cache, observed)
             taken = time.perf_counter() - began
-            touched = sum(self._touched(chosen) for chosen in self.watch.chosen)
-            steps.append(Step({**self.watch.seconds, "step": taken}, touched))
+            touched = sum(self._touched(chosen) for chosen in observed.chosen)
+            steps.append(
+                Step({"mixture experts": self._routed_seconds(), **self.watch.seconds, "step": taken}, touched)
+            )
             roofs.append(self._roof())
         return steps, max(roofs)
+
+    def _routed_seconds(self) -> float:
+        """Of the last forward, where a mixture is one native call and no hook sees its experts."""
+        mixture = self.blocks["mixture"].mlp if "mixture" in self.blocks else None
+        return mixture.step.routed_seconds if isinstance(mixture, MoE) and mixture.step is not None else 0.0
 
     def _touched(self, chosen: Tensor) -> int:
         assert self.share is not None

@@ -166,8 +166,9 @@ class MoE(nn.Module):
         return out, Routing(weights, experts)
 
     def _packed(self) -> bool:
+        """Whether a step can be described: packed experts of this file, not others that stand in for them."""
         parts = (self.experts, self.shared_experts or self.experts)
-        return all(_three(part) is not None for part in parts)
+        return isinstance(self.experts, Experts) and all(_three(part) is not None for part in parts)
 
 
 def _three(module: Experts | MLP) -> tuple[Packed, Packed, Packed] | None:

@@ -17,10 +17,15 @@ from baltoro.model.rope import rotary_table
 
 @dataclass(slots=True)
 class Observed:
-    """What training wants to know of a forward beside its logits; filled layer by layer."""
+    """What is to be known of a forward beside its logits; filled layer by layer."""
 
-    max_logits: list[Tensor] = field(default_factory=list[Tensor])  # per layer (H,): largest score before softmax
-    expert_tokens: list[Tensor] = field(default_factory=list[Tensor])  # per MoE layer (E,): (token, choice) pairs
+    # per layer (H,): largest score before softmax, of forwards without a cache, as in training
+    max_logits: list[Tensor] = field(default_factory=list[Tensor])
+    chosen: list[Tensor] = field(default_factory=list[Tensor])  # per MoE layer (T, K) int64: each token's experts
+
+    def expert_tokens(self, experts: int) -> list[Tensor]:
+        """Per MoE layer (E,): (token, choice) pairs."""
+        return [torch.bincount(chosen.flatten(), minlength=experts) for chosen in self.chosen]
 
 
 class Block(nn.Module):
@@ -29,23 +34,22 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.num_experts = config.n_routed_experts
         self.mlp = MoE(config) if config.is_moe(layer) else MLP(config.hidden_size, config.intermediate_size)
 
     def forward(
         self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor | None, observed: Observed | None
     ) -> Tensor:  # (T, D)
-        attended, peak = self.self_attn(self.input_layernorm(x), layout, cos, sin, cache, observed is not None)
+        observe = observed is not None and cache is None
+        attended, peak = self.self_attn(self.input_layernorm(x), layout, cos, sin, cache, observe)
         x, h = self.post_attention_layernorm.after(x, attended)
-        if observed is not None:
-            assert peak is not None
+        if observed is not None and peak is not None:
             observed.max_logits.append(peak)
         if not isinstance(self.mlp, MoE):
             return x + self.mlp(h)
         routing: Routing
         x, routing = self.mlp.onto(x, h)
         if observed is not None:
-            observed.expert_tokens.append(torch.bincount(routing.experts.flatten(), minlength=self.num_experts))
+            observed.chosen.append(routing.experts)
         return x
 
 

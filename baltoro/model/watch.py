@@ -1,4 +1,4 @@
-"""Looking at a model while it runs, by hooks: what runs stays the model's own code."""
+"""How long parts of a model take while it runs, by hooks: what runs stays the model's own code."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from baltoro.model.moe import Experts, Router, Routing
+from baltoro.model.moe import Experts, Routing
 
 
 class Watch:
-    """Seconds inside some modules of a model, and what its routers chose."""
+    """Seconds inside some modules of a model."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         self.seconds: dict[str, float] = {}
-        self.chosen: list[Tensor] = []
         for name, module in modules.items():
             self._time(name, module)
-            if isinstance(module, Router):
-                module.register_forward_hook(self._keep)
 
     def clear(self) -> None:
         self.seconds.clear()
-        self.chosen.clear()
 
     def _time(self, name: str, module: nn.Module) -> None:
         began = 0.0
@@ -38,9 +34,6 @@ class Watch:
 
         module.register_forward_pre_hook(start)
         module.register_forward_hook(stop)
-
-    def _keep(self, _module: nn.Module, _inputs: Any, routing: Routing) -> None:
-        self.chosen.append(routing.experts)
 
 
 class Share(nn.Module):

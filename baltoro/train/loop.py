@@ -78,7 +78,7 @@ def train_step(
         sums.index_add_(0, microbatch.kinds, losses.detach())
         counts.index_add_(0, microbatch.kinds, torch.ones_like(losses))
         peaks.append(torch.stack(observed.max_logits))
-        loads.append(torch.stack(observed.expert_tokens).float())
+        loads.append(torch.stack(observed.expert_tokens(model.config.n_routed_experts)).float())
         tokens += len(microbatch.batch.ids)
     max_logits, expert_tokens = torch.stack(peaks).amax(0), torch.stack(loads).sum(0)  # (layers, H), (MoE layers, E)
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -104,6 +104,21 @@ def test_a_mixture_step_is_its_parts(native: str, format: Format, tokens: int, w
         assert torch.equal(mine, other)
 
 
+def test_a_mixture_may_lack_experts_that_are_never_chosen_and_refuses_a_choice_of_them() -> None:
+    choice = Choice(chosen=2, groups=1, kept_groups=1, normalized=True, factor=2.5)
+    router, x, h = randn(6, D, seed=0), randn(5, D, seed=2), randn(5, D, seed=3)
+    gate, up, down = (stack("int8", 3, *shape, seed=n) for n, shape in enumerate(((32, D), (32, D), (D, 32))))
+    never = torch.tensor([0.0, 0.0, 0.0, -2.0, -2.0, -2.0])
+
+    weights, chosen = route(h, router, never, choice)
+    y, *_ = steps.MixtureStep(router, never, choice, gate, up, down, None)(h, x)
+    assert torch.equal(y, x + ops.experts(h, chosen, weights, gate, up, down))
+    with pytest.raises(ValueError, match=r"experts \d .. [345] were chosen, 3 are here"):
+        steps.MixtureStep(router, -never, choice, gate, up, down, None)(h, x)
+    with pytest.raises(ValueError, match="gate is a stack of 3, expected at most the 2 experts of the router"):
+        steps.MixtureStep(router[:2], never[:2], choice, gate, up, down, None)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

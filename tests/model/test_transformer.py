@@ -147,7 +147,7 @@ def test_what_training_observes_equals_the_oracle(name: str, tmp_path: Path) -> 
     for layer, peak in enumerate(observed.max_logits):
         expected = np.max([truth.max_scores[layer] for truth in truths], axis=0)
         np.testing.assert_allclose(peak.numpy(), expected, rtol=1e-5, atol=1e-4)
-    for layer, tokens in enumerate(observed.expert_tokens):
+    for layer, tokens in enumerate(observed.expert_tokens(model.config.n_routed_experts)):
         assert tokens.tolist() == np.sum([truth.expert_tokens[layer] for truth in truths], axis=0).tolist()
 
 

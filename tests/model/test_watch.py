@@ -38,17 +38,14 @@ def test_times_of_inner_modules_are_part_of_the_outer_ones_and_add_up_over_calls
     assert watch.seconds == {}
 
 
-def test_a_watched_model_computes_the_same_and_tells_what_was_chosen() -> None:
+def test_a_watched_model_computes_the_same() -> None:
     model = slices.make(CONFIG, "int8", experts=4)
     batch = Batch.of([[1, 2, 3]])
     with torch.inference_mode():
         expected = model(batch)
-        mixture = model.model.layers[1].mlp
-        assert isinstance(mixture, MoE)
-        watch = Watch({"router": mixture.gate})
+        watch = Watch({"attention": model.model.layers[1].get_submodule("self_attn")})
         assert torch.equal(model(batch), expected)
-    (chosen,) = watch.chosen
-    assert chosen.shape == (3, 2)
+    assert watch.seconds["attention"] > 0
 
 
 def test_the_experts_that_are_here_get_their_share_of_the_tokens() -> None:

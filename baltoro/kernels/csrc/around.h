@@ -62,13 +62,14 @@ struct MixtureWeights {
   Dense router;
   const float* bias;
   Choice choice;
-  int64_t experts;
+  int64_t experts, here;  // the router knows, and the stacks hold: the first of them
   Matrix gate, up, down, shared_gate, shared_up, shared_down;
 };
 
 // y(T, D) = x + routed experts + shared expert of h(T, D); who was chosen goes to weights(T, K) and chosen(T, K).
-void mixture_step(const Target& target, const MixtureWeights& w, const float* h, const float* x, float* weights,
-                  int64_t* chosen, float* y, int64_t T, int threads);
+// `seconds`: of the routed experts. False where one was chosen that is not here; y is then not written.
+bool mixture_step(const Target& target, const MixtureWeights& w, const float* h, const float* x, float* weights,
+                  int64_t* chosen, float* y, double& seconds, int64_t T, int threads);
 
 // y(T, O) = x(T, I) w^T of a plain weight, for a few tokens.
 void dense_linear(const Target& target, const float* w, const float* x, float* y, int64_t T, int64_t I, int64_t O,

@@ -1,10 +1,12 @@
 // The only file that knows Python. Arrays arrive as addresses: ops.py has checked shapes, types and strides, and
 // keeps the tensors alive during the call. (Four tensors through DLPack cost more than the kernel of a small layer.)
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <optional>
 #include <tuple>
 
 #include "around.h"
@@ -184,7 +186,7 @@ NB_MODULE(_native, m) {
       });
   nb::class_<baltoro::MixtureWeights>(m, "MixtureWeights")
       .def("__init__", [](baltoro::MixtureWeights* self, uintptr_t router, bool is_bf16, uintptr_t bias, int64_t chosen,
-                          int64_t groups, int64_t kept_groups, bool normalized, float factor, int64_t experts,
+                          int64_t groups, int64_t kept_groups, bool normalized, float factor, int64_t experts, int64_t here,
                           const Packed& gate, const Packed& up, const Packed& down, const Packed& shared_gate,
                           const Packed& shared_up, const Packed& shared_down) {
         const baltoro::Matrix first = matrix(gate);
@@ -192,6 +194,7 @@ NB_MODULE(_native, m) {
                                            at<const float>(bias),
                                            {chosen, groups, kept_groups, normalized, factor},
                                            experts,
+                                           here,
                                            first,
                                            matrix(up),
                                            matrix(down),
@@ -211,11 +214,14 @@ NB_MODULE(_native, m) {
   });
 
   m.def("mixture_step", [](const std::string& target, const baltoro::MixtureWeights& w, uintptr_t h, uintptr_t x,
-                           uintptr_t weights, uintptr_t chosen, uintptr_t y, int64_t T, int threads) {
+                           uintptr_t weights, uintptr_t chosen, uintptr_t y, int64_t T,
+                           int threads) -> std::optional<double> {
     const baltoro::Target& kernels = baltoro::target(target);
     const nb::gil_scoped_release released;
-    baltoro::mixture_step(kernels, w, at<const float>(h), at<const float>(x), at<float>(weights), at<int64_t>(chosen),
-                          at<float>(y), T, threads);
+    double seconds = 0.0;
+    const bool all_here = baltoro::mixture_step(kernels, w, at<const float>(h), at<const float>(x), at<float>(weights),
+                                                at<int64_t>(chosen), at<float>(y), seconds, T, threads);
+    return all_here ? std::optional<double>(seconds) : std::nullopt;
   });
 
   m.def("dense_mla_step", [](const std::string& target, uintptr_t kv_b, uintptr_t q, uintptr_t cache, bool is_bf16,

@@ -127,9 +127,10 @@ struct Target {
                float* room);
 
   // For measuring what is possible, see roof.inl.
-  int densest_ints, densest_floats, roof_sums;
   uint32_t (*read_all)(const uint8_t* from, int64_t bytes);
-  uint32_t (*multiply)(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x);
+  // Multiplies with what a format is multiplied with, and returns how many products; the rest keeps it from being left
+  // out.
+  int64_t (*multiply)(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x, uint32_t& used);
 
   // dense.inl: the same bits on every target. y[t][o] = row o of w times x[t], for o in [begin, end).
   void (*dots)(const Dense& w, int64_t begin, int64_t end, int64_t inputs, const float* x, int64_t stride,

@@ -5,13 +5,15 @@
 //   F16     16 floats                set(float)  load(const float*)  load_bf16(const uint16_t*)  store(float*, v)
 //           + - * /  min  max        to_float(I16)  nearest(F16) -> I16  power_of_two(I16) -> F16
 //   kInt8Offset                      what dot_int8 leaves added to each weight: 128 or 0
-//   dot_int8(I16, Bytes, const int8_t* x)   plus 4 products an output; dot_int4(Int4Sum, ...) the same for halves (0 ..
-//   15) Int4Sum                          I16, or sums of at most kInt4Run inputs: zero()  operator+(I16, Int4Sum)
+//   dot_int8(I16, Bytes, const int8_t* x)   plus 4 products an output
+//   dot_int4(Int4Sum, Bytes, const int8_t* x)   the same for halves, 0 .. 15
+//   Int4Sum                          I16, or sums of at most kInt4Run inputs: zero()  operator+(I16, Int4Sum)
 //   pairs_bf16(const uint8_t*)       4 inputs of 16 outputs, as is pairs_fp8(const uint8_t*)
 //   dot_pairs(F16 (&sum)[T], pairs, const uint16_t* const (&x)[T], at)   plus 4 products an output, of T tokens
 //   Fp8Mode                          lives while fp8 weights are multiplied
 //   kTokens                          tokens of a tile
 //   kPairTokens                      up to so many, two panels' sums fit into the registers
+//   BALTORO_TILES                    where more tokens go through tiles.inl
 //
 // Everything is `static` or in that namespace, and no standard header's inline functions are used: the linker could
 // otherwise pick an AVX-512 copy of one for the scalar target.
@@ -85,7 +87,6 @@ struct Floats {};
 
 struct Int8 {
   using Tile = Integers;
-  static constexpr bool exact = true, scattered = false;
   using Sum = I16;
   static constexpr int inputs = 4;   // a chunk
   static constexpr int64_t run = 0;  // inputs that a Sum holds; 0: any number
@@ -98,7 +99,6 @@ struct Int8 {
 
 struct Int4 {
   using Tile = Integers;
-  static constexpr bool exact = true, scattered = false;
   using Sum = Int4Sum;
   static constexpr int inputs = 8;
   static constexpr int64_t run = kInt4Run;
@@ -114,21 +114,17 @@ struct Int4 {
 
 struct Fp8 {
   using Tile = Floats;
-  static constexpr bool exact = false, scattered = false;
   static constexpr int bytes = 64;  // of four inputs
   static auto load(const uint8_t* from) { return pairs_fp8(from); }
 };
 
 struct Bf16 {
   using Tile = Floats;
-  static constexpr bool exact = false, scattered = false;
   static constexpr int bytes = 128;
   static auto load(const uint8_t* from) { return pairs_bf16(from); }
 };
 
-struct ScatteredBf16 : Bf16 {  // for tokens whose rows lie anywhere
-  static constexpr bool scattered = true;
-};
+struct ScatteredBf16 : Bf16 {};  // for tokens whose rows lie anywhere
 
 // Where PANELS panels of weights begin, of one matrix or of gate and up, and what is asked for while they are read.
 template <int PANELS>
@@ -143,7 +139,7 @@ struct Panels {
 #ifdef BALTORO_TILES
 #include "tiles.inl"
 #else
-struct TileMode {
+struct TileMode {  // nothing to prepare
   TileMode(const Matrix&, const Inputs&) {}
 };
 #endif
@@ -338,8 +334,7 @@ template <class Weights, int PANELS, class Then>
 static void all_tokens(const Matrix& w, const Panels<PANELS>& at, int64_t panel, const Inputs& x, const Token* tokens,
                        int64_t count, const Then& then) {
 #ifdef BALTORO_TILES
-  if (!Weights::scattered && (!Weights::exact || x.together > 1))
-    return tiled_tokens<Weights>(w, at, panel, x, tokens, count, then);
+  if (in_tiles<Weights>(x)) return tiled_tokens<Weights>(w, at, panel, x, tokens, count, then);
 #endif
   for (int64_t tiles = (count + kTokens - 1) / kTokens; tiles > 0; --tiles) {
     const int64_t now = (count + tiles - 1) / tiles;

@@ -22,13 +22,13 @@ struct Stripes {
   int64_t end(int64_t stripe) const { return std::min(panels, (stripe + 1) * length); }
 };
 
-constexpr int64_t kFewTokens = 4;  // up to so many, integers are faster one by one
+constexpr int64_t kFewTokens = 4;  // up to so many, integers are as fast in registers
 
 // How many rows should lie together when a matrix meets at most `count` tokens at once. A tile of integers must not
 // reach from one 64-byte piece of a row into the next.
 int together(const Target& target, const Matrix& w, int64_t count) {
-  if (target.tile_rows == 1 || count < 1) return 1;
-  if (is_integer(w) && (count <= kFewTokens || (64 % w.group != 0 && w.group % 64 != 0))) return 1;
+  if (target.tile_rows == 1 || count < 1 || w.format == Format::kInt4) return 1;
+  if (w.format == Format::kInt8 && (count <= kFewTokens || (64 % w.group != 0 && w.group % 64 != 0))) return 1;
   return static_cast<int>(std::min<int64_t>(target.tile_rows, count));
 }
 
@@ -145,10 +145,10 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
   }
   to_hidden.resize(pairs), to_output.resize(pairs);
   for (int64_t i = 0; i < pairs; ++i) {
-    const int64_t e = experts[i], place = begins[e]++;
+    const int64_t e = experts[i], pair = begins[e]++;
     const int32_t slot = static_cast<int32_t>(slots[e]++), token = static_cast<int32_t>(i / K);
-    to_hidden[place] = {most > 1 ? slot : token, slot, 1.0f};
-    to_output[place] = {slot, token, weights[i]};
+    to_hidden[pair] = {most > 1 ? slot : token, slot, 1.0f};
+    to_output[pair] = {slot, token, weights[i]};
   }
   for (int64_t e = E; e > 0; --e) begins[e] = begins[e - 1];  // each had moved to its end
   begins[0] = 0;

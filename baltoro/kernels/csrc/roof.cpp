@@ -1,4 +1,5 @@
 // The roofs that kernels are measured against, on all threads at once.
+#include <atomic>
 #include <chrono>
 
 #include "kernels.h"
@@ -27,14 +28,17 @@ double read_roof(const Target& target, const uint8_t* from, int64_t bytes, int t
 double multiply_roof(const Target& target, Format format, int threads) {
   alignas(64) static const uint8_t weights[128] = {1, 2, 3};
   alignas(64) static const int8_t inputs[96] = {1, 2, 3};
-  const bool integers = format == Format::kInt8 || format == Format::kInt4;
-  const int64_t products = target.roof_sums * kPanel * (integers ? target.densest_ints : target.densest_floats);
   double best = 0;
   for (int64_t rounds = 1000, again = 0; again < 8; ++again) {
-    auto work = [&](int64_t) { sink = target.multiply(format, rounds, weights, inputs); };
+    std::atomic<int64_t> products = 0;
+    auto work = [&](int64_t) {
+      uint32_t used = 0;
+      products += target.multiply(format, rounds, weights, inputs, used);
+      sink = used;
+    };
     const auto start = std::chrono::steady_clock::now();
     parallel_for(threads, threads, work);
-    const double seconds = seconds_since(start), rate = static_cast<double>(rounds) * threads * products * 2 / seconds;
+    const double seconds = seconds_since(start), rate = static_cast<double>(products) * 2 / seconds;
     if (seconds < 0.02)
       rounds *= 4, again = -1;
     else if (rate > best)

@@ -24,9 +24,8 @@ static inline void moved(const uint8_t*& from) {
 #endif
 }
 
-#ifndef BALTORO_TILES  // which have their own
-// rounds * kRoofSums * 16 outputs * kDensest* multiplications and additions, of registers and the first cache only.
-static uint32_t multiply(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x) {
+// Multiplies and adds, of registers and the first cache only: kRoofSums of 16 outputs a round.
+static int64_t multiply(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x, uint32_t& used) {
   F16 all = F16::set(0.0f);
   if (format == Format::kInt8) {
     I16 sum[kRoofSums];
@@ -55,8 +54,37 @@ static uint32_t multiply(Format format, int64_t rounds, const uint8_t* weights, 
   }
   float lanes[kPanel];
   F16::store(lanes, all);
-  uint32_t used = 0;  // every lane: what is not used is not computed
-  for (const float lane : lanes) used ^= bits_of(lane);
-  return used;
+  for (const float lane : lanes) used ^= bits_of(lane);  // every lane: what is not used is not computed
+  const bool integers = format == Format::kInt8 || format == Format::kInt4;
+  return rounds * kRoofSums * kPanel * (integers ? kDensestInts : kDensestFloats);
+}
+
+#ifdef BALTORO_TILES
+// The same of the formats that go through tiles: four of 16 x 16 results a round.
+static int64_t multiply_tiles(Format format, int64_t rounds, const uint8_t* weights, const int8_t* x, uint32_t& used) {
+  if (format == Format::kInt4) return multiply(format, rounds, weights, x, used);
+  alignas(64) uint8_t some[kTileBytes] = {weights[0]};
+  TileShapes shapes;
+  for (int tile = 0; tile < 6; ++tile) shapes.rows[tile] = 16, shapes.row_bytes[tile] = 64;
+  written();
+  _tile_loadconfig(&shapes);
+  _tile_loadd(4, some, 64);
+  _tile_loadd(5, some, 64);
+  for (int64_t i = 0; i < rounds; ++i) {
+    if (format == Format::kInt8) {
+      _tile_dpbsud(0, 4, 5);
+      _tile_dpbsud(1, 4, 5);
+      _tile_dpbsud(2, 4, 5);
+      _tile_dpbsud(3, 4, 5);
+    } else {
+      _tile_dpbf16ps(0, 4, 5);
+      _tile_dpbf16ps(1, 4, 5);
+      _tile_dpbf16ps(2, 4, 5);
+      _tile_dpbf16ps(3, 4, 5);
+    }
+  }
+  _tile_release();
+  used ^= some[0];
+  return rounds * 4 * kTileRows * kPanel * (format == Format::kInt8 ? 64 : 32);
 }
 #endif

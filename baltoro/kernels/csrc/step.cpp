@@ -1,5 +1,6 @@
 // Decoding steps whole: absorbed attention with the products around it, and small models' plain weights.
 #include <algorithm>
+#include <chrono>
 #include <vector>
 
 #include "around.h"
@@ -62,13 +63,16 @@ void attention_step(const Target& target, const AttentionWeights& w, const float
   matmul(target, w.output, mixed, y, B, threads);
 }
 
-void mixture_step(const Target& target, const MixtureWeights& w, const float* h, const float* x, float* weights,
-                  int64_t* chosen, float* y, int64_t T, int threads) {
+bool mixture_step(const Target& target, const MixtureWeights& w, const float* h, const float* x, float* weights,
+                  int64_t* chosen, float* y, double& seconds, int64_t T, int threads) {
   thread_local std::vector<float> routed_room, shared_room;
   const int64_t D = w.gate.inputs, K = w.choice.chosen;
   float* const routed = room_for(routed_room, T * D);
   route(target, w.router, w.bias, w.choice, h, weights, chosen, T, D, w.experts, threads);
-  experts(target, w.gate, w.up, w.down, h, chosen, weights, routed, T, K, w.experts, threads);
+  if (!within(chosen, T * K, w.here)) return false;
+  const auto began = std::chrono::steady_clock::now();
+  experts(target, w.gate, w.up, w.down, h, chosen, weights, routed, T, K, w.here, threads);
+  seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
   float* shared = nullptr;
   if (w.shared_gate.data) {
     thread_local std::vector<int64_t> zeros;
@@ -78,6 +82,7 @@ void mixture_step(const Target& target, const MixtureWeights& w, const float* h,
     experts(target, w.shared_gate, w.shared_up, w.shared_down, h, zeros.data(), ones.data(), shared, T, 1, 1, threads);
   }
   for (int64_t i = 0; i < T * D; ++i) y[i] = x[i] + (shared ? routed[i] + shared[i] : routed[i]);
+  return true;
 }
 
 void dense_mla_step(const Target& target, const float* kv_b, const float* q, const Dense& cache, const int64_t* edges,

@@ -31,7 +31,7 @@ function(baltoro_kernels program)
       target_sources(${program} PRIVATE ${_csrc}/targets/amx.cpp)
       target_compile_definitions(${program} PRIVATE BALTORO_AMX)
       set_source_files_properties(${_csrc}/targets/amx.cpp TARGET_DIRECTORY ${program} PROPERTIES
-                                  COMPILE_OPTIONS "${avx512};-mgfni;-mamx-tile;-mamx-int8;-mamx-bf16")
+                                  COMPILE_OPTIONS "${avx512};-mamx-tile;-mamx-int8;-mamx-bf16")
     endif()
     target_compile_definitions(${program} PRIVATE BALTORO_X86)
     set_source_files_properties(${_csrc}/targets/avx2.cpp TARGET_DIRECTORY ${program} PROPERTIES

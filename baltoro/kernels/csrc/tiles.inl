@@ -2,9 +2,10 @@
 //
 // A tile is 16 rows of 64 bytes. 16 chunks of a packed panel are one as they lie there: each row has the same few
 // inputs of 16 outputs. The other factor is up to 16 tokens, 64 bytes of inputs each, and a third tile takes their
-// 16 x 16 results. Two panels meet up to 32 tokens at once. int4 and fp8 are unpacked into the first cache. Sums of
-// int8 and int4 are exact, hence the same bits as on every target. Floats have their own order of additions, and go
-// through tiles whatever the number of tokens.
+// 16 x 16 results. Two panels meet up to 32 tokens at once. fp8 is unpacked into the first cache. Sums of int8 are
+// exact, hence the same bits as on every target. Floats have their own order of additions, and go through tiles
+// whatever the number of tokens. int4 goes through registers: with a result for each 32 inputs, tiles are no faster
+// (docs/log.md).
 //
 // The intrinsics' numbers of tiles are literals: they become text of the assembler. Nor does a compiler know that they
 // read memory, hence `written`.
@@ -20,25 +21,24 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-// int4 is unpacked to signed numbers, int8 lies there with its offset.
 template <class Weights>
-static constexpr bool kSignedTiles = false;
-template <>
-constexpr bool kSignedTiles<Int4> = true;
+static constexpr bool kExact = __is_same(typename Weights::Tile, Integers);
+template <class Weights>
+static constexpr bool kUnpacked = __is_same(Weights, Fp8);
 
+// Integers that lie as plain rows and scattered tokens go through registers.
 template <class Weights>
-static constexpr bool kUnpacked = true;
-template <>
-constexpr bool kUnpacked<Int8> = false;
-template <>
-constexpr bool kUnpacked<Bf16> = false;
+static bool in_tiles(const Inputs& x) {
+  return kExact<Weights> ? x.together > 1 : !__is_same(Weights, ScatteredBf16);
+}
 
 static inline void written() { asm volatile("" ::: "memory"); }
 
-// Lives while tokens are multiplied. Tiles 0 to 3: results; 4 and 5: 64 bytes of each token, and their weights; 6 and
-// 7: the same for what is left of a group's inputs.
+// Lives while tokens are multiplied in tiles. Tiles 0 to 3: results; 4 and 5: 64 bytes of each token, and their
+// weights; 6 and 7: the same for what is left of a group's inputs.
 struct TileMode {
   TileMode(const Matrix& w, const Inputs& x) {
+    if (is_integer(w) && x.together == 1) return;  // see in_tiles
     TileShapes shapes;
     const auto rows = static_cast<uint8_t>(x.together), left = static_cast<uint8_t>(left_bytes(w));
     for (int tile = 0; tile < 4; ++tile) shapes.rows[tile] = rows, shapes.row_bytes[tile] = 64;
@@ -64,7 +64,7 @@ struct Block {
   const float* scales;
   const int32_t* starts;
   int64_t tile_bytes, row_groups;  // from tile to tile, from token to token
-  int64_t stride, count;
+  int64_t count;
   int tiles, together;
 
   Block(const Inputs& x, const Token* tokens, int64_t count)
@@ -73,7 +73,6 @@ struct Block {
         starts(x.starts + tokens[0].row * x.groups),
         tile_bytes(x.together * x.row_bytes),
         row_groups(x.groups),
-        stride(64),
         count(count),
         tiles(count > x.together ? 2 : 1),
         together(x.together) {}
@@ -108,15 +107,13 @@ static inline void clear(int tiles) {
     else                                                                                       \
       instruction(3, a, b);                                                                    \
   }
-BALTORO_MULTIPLY(multiply_unsigned, _tile_dpbsud, 4, 5)
-BALTORO_MULTIPLY(multiply_unsigned_left, _tile_dpbsud, 6, 7)
-BALTORO_MULTIPLY(multiply_signed, _tile_dpbssd, 4, 5)
-BALTORO_MULTIPLY(multiply_signed_left, _tile_dpbssd, 6, 7)
+BALTORO_MULTIPLY(multiply_bytes, _tile_dpbsud, 4, 5)
+BALTORO_MULTIPLY(multiply_bytes_left, _tile_dpbsud, 6, 7)
 BALTORO_MULTIPLY(multiply_floats, _tile_dpbf16ps, 4, 5)
 BALTORO_MULTIPLY(multiply_floats_left, _tile_dpbf16ps, 6, 7)
 #undef BALTORO_MULTIPLY
 
-// The results of panel p, token by token.
+// The results of panel P, token by token.
 template <int P>
 static inline void store(const Block& block, void* to) {
   uint8_t* at = static_cast<uint8_t*>(to);
@@ -133,50 +130,24 @@ static inline void store(const Block& block, void* to) {
   written();
 }
 
-// Of bytes with two numbers, 8 added to each, the lower or the upper ones: as products of matrices of bits, bits 0 to 2
-// go where they belong, and the inverse of bit 3 into the other five.
-template <int UPPER>
-static inline __m512i signed_half(__m512i both) {
-  constexpr uint64_t lower = 0x0102040808080808, rows = UPPER ? lower << 4 : lower;
-  return _mm512_gf2p8affine_epi64_epi8(both, _mm512_set1_epi64(static_cast<int64_t>(rows)), 0xF8);
-}
-
 // The next `rows` rows of a tile of weights: where they lie, or unpacked into `room`.
-static inline const uint8_t* lying_rows(const uint8_t*& data, const uint8_t*& ahead, int rows) {
+template <class Weights>
+static inline const uint8_t* weight_rows(const uint8_t*& data, const uint8_t*& ahead, int rows, uint8_t* room) {
   const uint8_t* from = data;
+  if constexpr (kUnpacked<Weights>) {
+    for (int row = 0; row < rows; row += 2) {
+      prefetch(ahead);
+      const Pairs two = Weights::load(data);
+      _mm512_store_si512(room + 64 * row, two.first);
+      _mm512_store_si512(room + 64 * row + 64, two.second);
+      data += 64, ahead += 64;
+    }
+    written();
+    return room;
+  }
   for (int row = 0; row < rows; ++row) prefetch(ahead + 64 * row);
   data += 64 * rows, ahead += 64 * rows;
   return from;
-}
-
-template <class Unpack>
-static inline const uint8_t* unpacked_rows(const uint8_t*& data, const uint8_t*& ahead, int rows, uint8_t* room,
-                                           const Unpack& unpack) {
-  for (int row = 0; row < rows; row += 2) {
-    prefetch(ahead);
-    const Pairs two = unpack(data);
-    _mm512_store_si512(room + 64 * row, two.first);
-    _mm512_store_si512(room + 64 * row + 64, two.second);
-    data += 64, ahead += 64;
-  }
-  written();
-  return room;
-}
-
-static inline const uint8_t* weight_rows(Int8, const uint8_t*& data, const uint8_t*& ahead, int rows, uint8_t*) {
-  return lying_rows(data, ahead, rows);
-}
-static inline const uint8_t* weight_rows(Bf16, const uint8_t*& data, const uint8_t*& ahead, int rows, uint8_t*) {
-  return lying_rows(data, ahead, rows);
-}
-static inline const uint8_t* weight_rows(Int4, const uint8_t*& data, const uint8_t*& ahead, int rows, uint8_t* room) {
-  return unpacked_rows(data, ahead, rows, room, [](const uint8_t* from) {
-    const __m512i both = _mm512_loadu_si512(from);
-    return Pairs{signed_half<0>(both), signed_half<1>(both)};
-  });
-}
-static inline const uint8_t* weight_rows(Fp8, const uint8_t*& data, const uint8_t*& ahead, int rows, uint8_t* room) {
-  return unpacked_rows(data, ahead, rows, room, pairs_fp8);
 }
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -211,7 +182,7 @@ struct Stream {
     if (at >= steps.bytes) return;
     if (at == group_end) group_end = smaller(group_end + steps.length, steps.bytes);
     const int count = static_cast<int>(smaller(64, group_end - at)) / 4;
-    rows[next % kRooms] = weight_rows(Weights{}, data, ahead, count, room[kUnpacked<Weights> ? next % kRooms : 0]);
+    rows[next % kRooms] = weight_rows<Weights>(data, ahead, count, room[kUnpacked<Weights> ? next % kRooms : 0]);
     at += count * 4, ++next;
   }
   // Of step number `step`, which all before it were asked for
@@ -226,24 +197,21 @@ template <class Weights, int P>
 static inline void multiply(const Block& block, int64_t begin, int64_t end, const uint8_t* weights) {
   const uint8_t* values = block.bytes_at(begin);
   const bool whole = end - begin >= 64;
-  if constexpr (!Weights::exact)
+  if constexpr (!kExact<Weights>)
     whole ? multiply_floats<P>(block, values, weights) : multiply_floats_left<P>(block, values, weights);
-  else if constexpr (kSignedTiles<Weights>)
-    whole ? multiply_signed<P>(block, values, weights) : multiply_signed_left<P>(block, values, weights);
   else
-    whole ? multiply_unsigned<P>(block, values, weights) : multiply_unsigned_left<P>(block, values, weights);
+    whole ? multiply_bytes<P>(block, values, weights) : multiply_bytes_left<P>(block, values, weights);
 }
 
 template <class Weights>
 static inline void add_group(const Matrix& w, const uint8_t*& scales, const Block& block, int64_t g,
                              const uint8_t* results, F16* sum) {
-  if constexpr (Weights::exact) {
+  if constexpr (kExact<Weights>) {
     const F16 scale = F16::load_bf16(reinterpret_cast<const uint16_t*>(scales));
     scales += kPanel * 2;
     for (int64_t t = 0; t < block.count; ++t) {
       const int64_t at = t * block.row_groups + g;
-      I16 dots = {_mm512_load_si512(results + t * 64)};
-      if (!kSignedTiles<Weights>) dots = dots + I16::set(block.starts[at]);
+      const I16 dots = I16{_mm512_load_si512(results + t * 64)} + I16::set(block.starts[at]);
       sum[t] = sum[t] + to_float(dots) * (scale * F16::set(block.scales[at]));
     }
   } else {
@@ -300,31 +268,4 @@ static void tiled_tokens(const Matrix& w, const Panels<PANELS>& at, int64_t pane
       then(tokens + t, panel, one);
     }
   }
-}
-
-// As product.inl's `multiply`, by tiles.
-static uint32_t multiply_tiles(Format format, int64_t rounds, const uint8_t* weights, const int8_t*) {
-  alignas(64) uint8_t some[kTileBytes] = {weights[0]};
-  TileShapes shapes;
-  for (int tile = 0; tile < 6; ++tile) shapes.rows[tile] = 16, shapes.row_bytes[tile] = 64;
-  written();
-  _tile_loadconfig(&shapes);
-  _tile_loadd(4, some, 64);
-  _tile_loadd(5, some, 64);
-  const bool floats = format == Format::kBf16 || format == Format::kFp8;
-  for (int64_t i = 0; i < rounds; ++i) {
-    if (floats) {
-      _tile_dpbf16ps(0, 4, 5);
-      _tile_dpbf16ps(1, 4, 5);
-      _tile_dpbf16ps(2, 4, 5);
-      _tile_dpbf16ps(3, 4, 5);
-    } else {
-      _tile_dpbsud(0, 4, 5);
-      _tile_dpbsud(1, 4, 5);
-      _tile_dpbsud(2, 4, 5);
-      _tile_dpbsud(3, 4, 5);
-    }
-  }
-  _tile_release();
-  return some[0];
 }

@@ -204,6 +204,8 @@ class Directory:
         self._root = root
 
     def list(self) -> Listing:
+        if not self._root.is_dir():
+            raise FetchError(f"{self._root}: no such directory", hint="OWNER/NAME of the hub and http addresses go too")
         digests: dict[str, Digest] = {}
         for name in SUMS:
             if not digests and (self._root / name).is_file():

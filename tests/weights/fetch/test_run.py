@@ -243,6 +243,12 @@ def test_an_address_without_a_model_is_explained(tmp_path: Path) -> None:
         fetch_from(site, tmp_path)
 
 
+def test_a_directory_that_is_not_there_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match="nowhere: no such directory"):
+        run.fetch(str(tmp_path / "nowhere"), tmp_path / "model", pace=PACE)
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_name_that_leaves_the_directory_is_refused(tmp_path: Path) -> None:
     with (
         serve(model() | {"SHA256SUMS": b"0" * 64 + b"  ../../evil\n", "../../evil": b"x"}) as site,

@@ -14,8 +14,7 @@ namespace baltoro::amx {
 #include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"amx",    kTileRows, prepare,  product,   gated,    weighted,       attend,
-                               pack,     16 * 64,   16 * 32,  4,         read_all, multiply_tiles, dots,
-                               mix_rows, normalize, sigmoids, gate_rows, softmax};
+extern const Target kernels = {"amx",    kTileRows,      prepare, product,  gated,     weighted, attend,    pack,
+                               read_all, multiply_tiles, dots,    mix_rows, normalize, sigmoids, gate_rows, softmax};
 
 }  // namespace baltoro::amx

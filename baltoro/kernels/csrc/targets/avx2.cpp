@@ -219,8 +219,7 @@ static constexpr int kQueries = 2;
 #include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {
-    "avx2",    1,        prepare,  product, gated,    weighted,  attend,   pack,      kDensestInts, kDensestFloats,
-    kRoofSums, read_all, multiply, dots,    mix_rows, normalize, sigmoids, gate_rows, softmax};
+extern const Target kernels = {"avx2",   1,        prepare, product,  gated,     weighted, attend,    pack,
+                               read_all, multiply, dots,    mix_rows, normalize, sigmoids, gate_rows, softmax};
 
 }  // namespace baltoro::avx2
