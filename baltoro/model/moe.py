@@ -166,11 +166,13 @@ class MoE(nn.Module):
         return out, Routing(weights, experts)
 
     def _packed(self) -> bool:
-        """Whether a step can be described: packed experts of this file, not others that stand in for them."""
         parts = (self.experts, self.shared_experts or self.experts)
-        return isinstance(self.experts, Experts) and all(_three(part) is not None for part in parts)
+        return all(_three(part) is not None for part in parts)
 
 
-def _three(module: Experts | MLP) -> tuple[Packed, Packed, Packed] | None:
+def _three(module: nn.Module) -> tuple[Packed, Packed, Packed] | None:
+    """Its packed matrices or stacks; None where it is not packed, or something that stands in for it."""
+    if not isinstance(module, (Experts, MLP)):
+        return None
     gate, up, down = module.gate_proj.packed, module.up_proj.packed, module.down_proj.packed
     return None if gate is None or up is None or down is None else (gate, up, down)

@@ -186,9 +186,9 @@ NB_MODULE(_native, m) {
       });
   nb::class_<baltoro::MixtureWeights>(m, "MixtureWeights")
       .def("__init__", [](baltoro::MixtureWeights* self, uintptr_t router, bool is_bf16, uintptr_t bias, int64_t chosen,
-                          int64_t groups, int64_t kept_groups, bool normalized, float factor, int64_t experts, int64_t here,
-                          const Packed& gate, const Packed& up, const Packed& down, const Packed& shared_gate,
-                          const Packed& shared_up, const Packed& shared_down) {
+                          int64_t groups, int64_t kept_groups, bool normalized, float factor, int64_t experts,
+                          int64_t here, const Packed& gate, const Packed& up, const Packed& down,
+                          const Packed& shared_gate, const Packed& shared_up, const Packed& shared_down) {
         const baltoro::Matrix first = matrix(gate);
         new (self) baltoro::MixtureWeights{{at<const void>(router), first.inputs, nullptr, is_bf16},
                                            at<const float>(bias),
@@ -213,16 +213,17 @@ NB_MODULE(_native, m) {
                             at<const int64_t>(edges), scale, at<float>(y), B, H, R, threads);
   });
 
-  m.def("mixture_step", [](const std::string& target, const baltoro::MixtureWeights& w, uintptr_t h, uintptr_t x,
-                           uintptr_t weights, uintptr_t chosen, uintptr_t y, int64_t T,
-                           int threads) -> std::optional<double> {
-    const baltoro::Target& kernels = baltoro::target(target);
-    const nb::gil_scoped_release released;
-    double seconds = 0.0;
-    const bool all_here = baltoro::mixture_step(kernels, w, at<const float>(h), at<const float>(x), at<float>(weights),
-                                                at<int64_t>(chosen), at<float>(y), seconds, T, threads);
-    return all_here ? std::optional<double>(seconds) : std::nullopt;
-  });
+  m.def("mixture_step",
+        [](const std::string& target, const baltoro::MixtureWeights& w, uintptr_t h, uintptr_t x, uintptr_t weights,
+           uintptr_t chosen, uintptr_t y, int64_t T, int threads) -> std::optional<double> {
+          const baltoro::Target& kernels = baltoro::target(target);
+          const nb::gil_scoped_release released;
+          double seconds = 0.0;
+          const bool all_here =
+              baltoro::mixture_step(kernels, w, at<const float>(h), at<const float>(x), at<float>(weights),
+                                    at<int64_t>(chosen), at<float>(y), seconds, T, threads);
+          return all_here ? std::optional<double>(seconds) : std::nullopt;
+        });
 
   m.def("dense_mla_step", [](const std::string& target, uintptr_t kv_b, uintptr_t q, uintptr_t cache, bool is_bf16,
                              uintptr_t slots, uintptr_t edges, float scale, uintptr_t out, int64_t B, int64_t H,
