@@ -143,6 +143,21 @@ def attention_step(
 def mixture_step(
     target: str, w: MixtureWeights, h: int, x: int, weights: int, chosen: int, y: int, T: int, threads: int
 ) -> float | None: ...
+def mla_prefill(
+    target: str,
+    keys: Packed,
+    values: Packed,
+    q: int,
+    cache: int,
+    slots: int,
+    scale: float,
+    out: int,
+    T: int,
+    S: int,
+    H: int,
+    R: int,
+    threads: int,
+) -> None: ...
 def mla_step(
     target: str,
     absorbed_keys: Packed,

@@ -119,12 +119,17 @@ class Attention(nn.Module):
 
     def _through_cache(self, q: Tensor, slots: Tensor, layout: Layout) -> Tensor:
         """Each token of q (T, H, N + R) against all that its sequence has in `slots`: (T, H, V)."""
-        config = self.config
+        config, packed = self.config, self.kv_b_proj.packed
         native = ops.can_attend(slots, latent=config.kv_lora_rank, key=q.shape[-1], value=config.v_head_dim)
         if layout.decode is not None and not layout.chunks:
             return self._absorbed(q, slots, layout.decode, native)
         context = q.new_empty(*q.shape[:2], config.v_head_dim)
         for chunk in layout.chunks:
+            if native and packed is not None:
+                context[chunk.rows] = latents.attend_prompt(
+                    q[chunk.rows].float(), packed.keys, packed.values, slots, chunk.read_slots, scale=self.scale
+                ).to(q.dtype)
+                continue
             seen = slots[chunk.read_slots].to(q.dtype)  # (S, C + R)
             k, v = self._expand(*self._split_latent(seen))
             if native:
@@ -160,9 +165,10 @@ class Attention(nn.Module):
                 q.float(), slots, decode.slots, decode.edges, scale=self.scale, latent=config.kv_lora_rank
             ).to(q.dtype)
         else:
-            seen = slots[decode.read_slots].to(q.dtype)  # (B, S, C + R)
+            read_slots, unseen = decode.padded
+            seen = slots[read_slots].to(q.dtype)  # (B, S, C + R)
             scores = (q @ seen.mT).float() * self.scale  # (B, H, S)
-            scores = scores.masked_fill(decode.unseen.unsqueeze(1), -torch.inf)
+            scores = scores.masked_fill(unseen.unsqueeze(1), -torch.inf)
             context = scores.softmax(-1).to(q.dtype) @ seen[..., : config.kv_lora_rank]  # (B, H, C)
         return self.kv_b_proj.latent_to_value(context)
 

@@ -8,6 +8,7 @@ cache; serving packs prefill chunks and single decode tokens, and reads the past
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -62,15 +63,24 @@ class Chunk:
     read_slots: Tensor  # (S,) where positions 0 .. past + rows lie in the cache
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Decode:
     """One new token of each of B sequences."""
 
     rows: Tensor  # (B,)
-    read_slots: Tensor  # (B, S) where positions 0 .. S lie; beyond a sequence's end any slot
-    unseen: Tensor  # (B, S) True beyond a sequence's end
-    slots: Tensor  # the same without padding: read_slots of all sequences one behind the other
+    slots: Tensor  # where positions 0 .. its own lie, of all sequences one behind the other
     edges: Tensor  # (B + 1,) where each begins in `slots`
+
+    @cached_property
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """Slots (B, S), beyond a sequence's end any of its own, and where that is, for plain torch.
+
+        Padding weighs 0, but 0 times another sequence's NaN would be NaN.
+        """
+        lengths = self.edges.diff()
+        columns = torch.arange(int(lengths.max()))  # (S,)
+        unseen = columns >= lengths[:, None]
+        return self.slots[self.edges[:-1, None] + columns.masked_fill(unseen, 0)], unseen
 
 
 class Layout:
@@ -116,17 +126,8 @@ class Layout:
                 self.chunks.append(Chunk(slice(start, end), past, slots))
         self.write_slots = torch.cat(writes)  # (T,)
         if singles:
-            longest = max(len(slots) for _, slots in singles)
-            read = torch.zeros(len(singles), longest, dtype=torch.int64)
-            unseen = torch.ones(len(singles), longest, dtype=torch.bool)
-            for row, (_, slots) in enumerate(singles):
-                read[row] = slots[0]  # padding weighs 0, but 0 times another sequence's NaN would be NaN
-                read[row, : len(slots)] = slots
-                unseen[row, : len(slots)] = False
             self.decode = Decode(
                 rows=torch.tensor([row for row, _ in singles]),
-                read_slots=read,
-                unseen=unseen,
                 slots=torch.cat([slots for _, slots in singles]),
                 edges=torch.tensor([0, *(len(slots) for _, slots in singles)]).cumsum(0),
             )

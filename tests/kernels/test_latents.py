@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from baltoro.kernels import latents, ops
-from baltoro.kernels.formats import FORMATS, Format, Packed, pack, pack_fp8
+from baltoro.kernels.formats import FORMATS, Format, Packed, as_matrix, pack, pack_fp8
 from baltoro.weights import fp8
 
 NATIVE = ops.targets()[1:]
@@ -54,16 +54,17 @@ def test_the_cache_gets_what_the_twin_writes(
     torch.testing.assert_close(written[1], written[0], rtol=one_rounding, atol=0)
 
 
-def stacks(format: Format, heads: int, latent: int, wide: int, value: int) -> tuple[Packed, Packed]:
+def stack(format: Format, heads: int, outputs: int, inputs: int, seed: int) -> Packed:
     def packed(w: Tensor) -> Packed:
         return pack_fp8(*fp8.quantize(w)) if format == "fp8" else pack(w, format)
 
-    def stack(outputs: int, inputs: int, seed: int) -> Packed:
-        parts = [packed(randn(outputs, inputs, seed=seed + h) * inputs**-0.5) for h in range(heads)]
-        scales = torch.stack([p.scales for p in parts]) if parts[0].scales.numel() else parts[0].scales
-        return Packed(format, outputs, inputs, parts[0].group, torch.stack([p.data for p in parts]), scales)
+    parts = [packed(randn(outputs, inputs, seed=seed + h) * inputs**-0.5) for h in range(heads)]
+    scales = torch.stack([p.scales for p in parts]) if parts[0].scales.numel() else parts[0].scales
+    return Packed(format, outputs, inputs, parts[0].group, torch.stack([p.data for p in parts]), scales)
 
-    return stack(latent, wide, 10), stack(value, latent, 100)
+
+def stacks(format: Format, heads: int, latent: int, wide: int, value: int) -> tuple[Packed, Packed]:
+    return stack(format, heads, latent, wide, 10), stack(format, heads, value, latent, 100)
 
 
 def sequences(lengths: list[int], width: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -108,6 +109,32 @@ def test_plain_weights_attend_as_the_twin_does(
     for b, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
         own: dict[str, Any] = seen | {"slots": seen["slots"][start:end], "edges": torch.tensor([0, end - start])}
         assert torch.equal(latents.attend_dense(q[b : b + 1], kv_b, **own, target=native)[0], found[b])
+
+
+@pytest.mark.parametrize("native", NATIVE)
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    ("tokens", "seen", "heads", "wide", "rotary", "latent", "value"),
+    [(1, 1, 2, 16, 4, 32, 32), (5, 40, 3, 32, 16, 64, 32), (133, 133, 2, 32, 8, 32, 64), (150, 431, 5, 16, 12, 96, 32)],
+)
+def test_a_prompt_attends_as_to_all_its_keys_and_values(
+    native: str, format: Format, tokens: int, seen: int, heads: int, wide: int, rotary: int, latent: int, value: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    keys, values = (stack(format, heads, outputs, latent, seed=10 * n) for n, outputs in enumerate((wide, value)))
+    q = randn(tokens, heads, wide + rotary, seed=3)
+    cache = randn(seen + 9, latent + rotary, seed=4).bfloat16()
+    slots = torch.randperm(seen + 9, generator=torch.Generator().manual_seed(5))[:seen]
+
+    latent_rows = cache[slots][:, :latent].float()
+    k, v = (ops.matmul(latent_rows, as_matrix(w), target=native).view(seen, heads, -1) for w in (keys, values))
+    k = torch.cat((k, cache[slots][:, None, latent:].float().expand(-1, heads, -1)), dim=-1)
+    expected = ops.causal_attention(q, k.bfloat16(), v.bfloat16(), scale=0.2, target=native)
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert torch.equal(latents.attend_prompt(q, keys, values, cache, slots, scale=0.2, target=native), expected)
+    twin = latents.attend_prompt(q, keys, values, cache, slots, scale=0.2, target="torch")
+    torch.testing.assert_close(expected, twin, rtol=2e-2, atol=2e-2)  # queries and weights of 8 bits
 
 
 @pytest.mark.skipif(not NATIVE, reason="nothing was built")

@@ -44,6 +44,13 @@ void dense_mla_step(const Target& target, const float* kv_b, const float* q, con
                     float scale, float* out, int64_t B, int64_t H, int64_t N, int64_t V, int64_t C, int64_t R,
                     int threads);
 
+// Expanded attention of T new tokens of one sequence to the S rows of the cache (., C + R) that it has, row s being
+// slots[s]: causal_attention of the keys and values that the packed stacks keys (N, C) and values (V, C) make of them,
+// a few heads at a time. q(T, H, N + R) turned; out(T, H, V). keys and values are of one format and group.
+void mla_prefill(const Target& target, const Matrix& keys, const Matrix& values, const float* q, const uint16_t* cache,
+                 const int64_t* slots, float scale, float* out, int64_t T, int64_t S, int64_t H, int64_t R,
+                 int threads);
+
 // All matrices of a layer's attention, packed. q_a.data null: one product q_b makes the queries, without a norm.
 struct AttentionWeights {
   Matrix q_a, q_b, kv_a, absorbed_keys, values, output;

@@ -168,6 +168,16 @@ NB_MODULE(_native, m) {
                       at<const int64_t>(slots), at<const int64_t>(edges), scale, at<float>(out), B, H, R, threads);
   });
 
+  m.def("mla_prefill",
+        [](const std::string& target, const Packed& keys, const Packed& values, uintptr_t q, uintptr_t cache,
+           uintptr_t slots, float scale, uintptr_t out, int64_t T, int64_t S, int64_t H, int64_t R, int threads) {
+          const baltoro::Target& kernels = baltoro::target(target);
+          const baltoro::Matrix keys_w = matrix(keys), values_w = matrix(values);
+          const nb::gil_scoped_release released;
+          baltoro::mla_prefill(kernels, keys_w, values_w, at<const float>(q), at<const uint16_t>(cache),
+                               at<const int64_t>(slots), scale, at<float>(out), T, S, H, R, threads);
+        });
+
   // The weights of a step are described once and kept: a tuple of them, read anew for each token, would cost as much
   // as the products of a small layer.
   nb::class_<baltoro::AttentionWeights>(m, "AttentionWeights")

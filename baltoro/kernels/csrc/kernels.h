@@ -75,6 +75,9 @@ struct KeyRows {
   const uint16_t *keys, *values;
   int64_t stride, value_stride;
   const int64_t* slots;
+  const uint8_t* arranged = nullptr;  // the values of the rows from `arranged_from` on, where a target wants them so
+  int64_t arranged_from = 0;
+  int64_t ahead = 0, ahead_end = 0;  // rows that this thread wants next: they are asked for meanwhile
 };
 
 // What some queries (at most 32) have seen until now. Begins with peaks of -3e38 and zeros; mixed / sum is the result.
@@ -115,6 +118,13 @@ struct Target {
   // y[out] += weight * (w x[row])
   void (*weighted)(const Matrix& w, const Inputs& x, const Token* tokens, int64_t count, int64_t begin, int64_t end,
                    const uint8_t* next, float* y, int64_t stride);
+
+  // Rows of float32 to rows of bf16, the nearest; rows begin `stride` and `to_stride` numbers apart.
+  void (*round_rows)(const float* from, int64_t stride, int64_t rows, int64_t columns, uint16_t* to, int64_t to_stride);
+
+  // Values of the rows [begin, end), each of `width` numbers, for attend: 32 rows after 32. `to` has room for a
+  // multiple of 32 rows. Null where values are taken as they lie.
+  void (*arrange)(const KeyRows& rows, int64_t begin, int64_t end, int64_t width, uint8_t* to);
 
   // Adds keys [begin, end) to what the queries have seen: bf16, one output of the matrix a query. Query q sees keys
   // 0 .. past + q.

@@ -40,6 +40,12 @@ static uint16_t rounded_to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
+static void round_rows(const float* from, int64_t stride, int64_t rows, int64_t columns, uint16_t* to,
+                       int64_t to_stride) {
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t c = 0; c < columns; ++c) to[row * to_stride + c] = rounded_to_bf16(from[row * stride + c]);
+}
+
 static void prepare_floats(int64_t inputs, int64_t padded, const float* x, uint16_t* values) {
   for (int64_t i = 0; i < inputs; ++i) values[i] = rounded_to_bf16(x[i]);
   for (int64_t i = inputs; i < padded; ++i) values[i] = 0;

@@ -219,7 +219,8 @@ static constexpr int kQueries = 2;
 #include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx2",   1,        prepare, product,  gated,     weighted, attend,    pack,
-                               read_all, multiply, dots,    mix_rows, normalize, sigmoids, gate_rows, softmax};
+extern const Target kernels = {"avx2",     1,        prepare,   product,  gated,     weighted,
+                               round_rows, nullptr,  attend,    pack,     read_all,  multiply,
+                               dots,       mix_rows, normalize, sigmoids, gate_rows, softmax};
 
 }  // namespace baltoro::avx2

@@ -12,7 +12,8 @@ namespace baltoro::avx512 {
 #include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"avx512", 1,        prepare, product,  gated,     weighted, attend,    pack,
-                               read_all, multiply, dots,    mix_rows, normalize, sigmoids, gate_rows, softmax};
+extern const Target kernels = {"avx512",   1,        prepare,   product,  gated,     weighted,
+                               round_rows, nullptr,  attend,    pack,     read_all,  multiply,
+                               dots,       mix_rows, normalize, sigmoids, gate_rows, softmax};
 
 }  // namespace baltoro::avx512

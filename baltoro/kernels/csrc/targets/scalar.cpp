@@ -230,7 +230,8 @@ static constexpr int kQueries = 4;
 #include "../pack.inl"
 #include "../roof.inl"
 
-extern const Target kernels = {"scalar", 1,        prepare, product,  gated,     weighted, attend,    pack,
-                               read_all, multiply, dots,    mix_rows, normalize, sigmoids, gate_rows, softmax};
+extern const Target kernels = {"scalar",   1,        prepare,   product,  gated,     weighted,
+                               round_rows, nullptr,  attend,    pack,     read_all,  multiply,
+                               dots,       mix_rows, normalize, sigmoids, gate_rows, softmax};
 
 }  // namespace baltoro::scalar
