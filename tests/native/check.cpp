@@ -235,6 +235,21 @@ static void packed_step(const Target& target, const Target& scalar, Format forma
   compare("mla_step", target.name, format, found.data, expected.data, B * H * V, 3e-2);
 }
 
+// The cache's rows end where the heap block does, and so does the last value.
+static void packed_prompt(const Target& target, const Target& scalar, Format format) {
+  const int64_t group = 8 * between(1, 4), C = group * between(1, 6), N = 4 * between(1, 9), V = 32 * between(1, 3);
+  const int64_t H = between(1, 3), R = 4 * between(1, 4), T = between(1, 150), S = T + between(0, 300);
+  const Packed keys(format, N, C, group, H), values(format, V, C, group, H);
+  const Exact<float> q = normals(T * H * (N + R), 0.2f), found(T * H * V), expected(T * H * V);
+  const Exact<uint16_t> cache(S * (C + R));
+  const Exact<int64_t> slots(S);
+  for (int64_t i = 0; i < S * (C + R); ++i) cache.data[i] = bf16(normal());
+  for (int64_t i = 0; i < S; ++i) slots.data[i] = S - 1 - i;
+  mla_prefill(target, keys.shape, values.shape, q.data, cache.data, slots.data, 0.1f, found.data, T, S, H, R, 3);
+  mla_prefill(scalar, keys.shape, values.shape, q.data, cache.data, slots.data, 0.1f, expected.data, T, S, H, R, 1);
+  compare("mla_prefill", target.name, format, found.data, expected.data, T * H * V, 3e-2);
+}
+
 // From every kind of source to this format, from an address that is a multiple of nothing; the last row and column end
 // where the heap block does.
 static void packing(const Target& target, const Target& scalar, Format format) {
@@ -285,6 +300,7 @@ int main(int count, char** words) {
         heads(tested, scalar, format);
         mixtures(tested, scalar, format);
         packed_step(tested, scalar, format);
+        packed_prompt(tested, scalar, format);
         packing(tested, scalar, format);
       }
       attention(tested, scalar);
