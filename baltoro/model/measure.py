@@ -104,10 +104,11 @@ def cache_pages(wanted: Wanted) -> int:
 
 
 def work_bytes(config: ModelConfig, wanted: Wanted) -> int:
-    """What a prompt's last chunk takes at once: keys and values of all its past in two types, and wide layers."""
+    """What a prompt's last chunk takes at once, at most: prepared latents, keys and values of all heads, wide layers."""
     longest = max(wanted.prompts, default=0)
-    keys = config.num_attention_heads * (config.qk_head_dim + config.qk_nope_head_dim + config.v_head_dim)
-    return longest * keys * 6 + min(longest, CHUNK_TOKENS) * max(config.intermediate_size, config.hidden_size) * 16
+    heads = min(config.num_attention_heads, 4 * torch.get_num_threads())  # see csrc/attention.cpp
+    keys = config.kv_lora_rank + heads * (config.qk_head_dim + config.v_head_dim)
+    return longest * keys * 2 + min(longest, CHUNK_TOKENS) * max(config.intermediate_size, config.hidden_size) * 16
 
 
 def random_cache(config: ModelConfig, *, num_pages: int) -> LatentCache:
