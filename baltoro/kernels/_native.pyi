@@ -22,6 +22,22 @@ def experts(
     E: int,
     threads: int,
 ) -> None: ...
+def block_experts(
+    target: str,
+    gate: Packed,
+    up: Packed,
+    down: Packed,
+    block_bytes: int,
+    places: int,
+    x: int,
+    experts: int,
+    weights: int,
+    y: int,
+    T: int,
+    K: int,
+    E: int,
+    threads: int,
+) -> None: ...
 def mla_decode(
     target: str,
     q: int,

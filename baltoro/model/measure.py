@@ -104,7 +104,7 @@ def cache_pages(wanted: Wanted) -> int:
 
 
 def work_bytes(config: ModelConfig, wanted: Wanted) -> int:
-    """What a prompt's last chunk takes at once, at most: prepared latents, keys and values of all heads, wide layers."""
+    """What a prompt's last chunk takes at once, at most: prepared latents, keys and values of heads, wide layers."""
     longest = max(wanted.prompts, default=0)
     heads = min(config.num_attention_heads, 4 * torch.get_num_threads())  # see csrc/attention.cpp
     keys = config.kv_lora_rank + heads * (config.qk_head_dim + config.v_head_dim)

@@ -97,6 +97,23 @@ NB_MODULE(_native, m) {
       nb::arg("target"), nb::arg("gate"), nb::arg("up"), nb::arg("down"), nb::arg("x"), nb::arg("experts"),
       nb::arg("weights"), nb::arg("y"), nb::arg("T"), nb::arg("K"), nb::arg("E"), nb::arg("threads"));
 
+  // A block holds gate, up and down of an expert, each with its scales; blocks begin `block_bytes` apart.
+  m.def(
+      "block_experts",
+      [](const std::string& target, const Packed& gate, const Packed& up, const Packed& down, int64_t block_bytes,
+         uintptr_t places, uintptr_t x, uintptr_t experts, uintptr_t weights, uintptr_t y, int64_t T, int64_t K,
+         int64_t E, int threads) {
+        const baltoro::Target& kernels = baltoro::target(target);
+        baltoro::Matrix all[] = {matrix(gate), matrix(up), matrix(down)};
+        for (baltoro::Matrix& each : all) each.next = each.next_scales = block_bytes;
+        nb::gil_scoped_release released;
+        baltoro::experts(kernels, all[0], all[1], all[2], at<const float>(x), at<const int64_t>(experts),
+                         at<const float>(weights), at<float>(y), T, K, E, threads, {at<const int64_t>(places), true});
+      },
+      nb::arg("target"), nb::arg("gate"), nb::arg("up"), nb::arg("down"), nb::arg("block_bytes"), nb::arg("places"),
+      nb::arg("x"), nb::arg("experts"), nb::arg("weights"), nb::arg("y"), nb::arg("T"), nb::arg("K"), nb::arg("E"),
+      nb::arg("threads"));
+
   m.def(
       "mla_decode",
       [](const std::string& target, uintptr_t q, uintptr_t cache, uintptr_t slots, uintptr_t edges, float scale,

@@ -26,6 +26,9 @@ struct Matrix {
   int64_t outputs, inputs, group;
   const uint8_t* data;
   const uint8_t* scales;
+  int64_t next =
+      0;  // bytes from one matrix of a stack to the next, of weights and of scales; 0: they follow each other
+  int64_t next_scales = 0;
 };
 
 // `static`: a shared copy could be the one that was compiled for a wider instruction set.
@@ -170,11 +173,19 @@ void matmul(const Target& target, const Matrix& w, const float* x, float* y, int
 // y(T, H, O) = x(T, H, I) times the transposed matrix of each head; `w` is the first of a stack of H.
 void matmul_each(const Target& target, const Matrix& w, const float* x, float* y, int64_t T, int64_t H, int threads);
 
-// Stacked matrices: expert e begins e * panels() * panel_bytes() behind the first, its scales likewise.
+// Stacked matrices, expert e being number e of the stack, or number places[e] where there are places.
 // y(T, D) = sum over k of weights(T, K) * down_e(silu(gate_e x) * up_e x), e = experts(T, K), each expert's weights
 // read once for all its tokens. Terms of a token are added in the order of their experts' numbers.
+//
+// Experts whose place is negative are left out. `onto`: the sums are added to what y holds, so that experts may come in
+// several calls, those of lower numbers before.
+struct Places {
+  const int64_t* of = nullptr;  // (E,)
+  bool onto = false;
+};
 void experts(const Target& target, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x,
-             const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads);
+             const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads,
+             const Places& places = {});
 
 // Absorbed MLA, one query a sequence: context(B, H, C) = softmax(scale q(B, H, C + R) rows^T) rows[:C], over the rows
 // slots[edges[b]] .. slots[edges[b + 1] - 1] of cache(., C + R). C is a multiple of 32.

@@ -60,16 +60,19 @@ void matmul_each(const Target& target, const Matrix& w, const float* x, float* y
 }
 
 void experts(const Target& target, const Matrix& gate, const Matrix& up, const Matrix& down, const float* x,
-             const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads) {
+             const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t E, int threads,
+             const Places& places) {
   thread_local Room room, sorted_room, hidden_room;
   thread_local std::vector<float> hidden;  // (slots, F): pairs of token and choice sorted by expert
   thread_local std::vector<Token> to_hidden, to_output;
   thread_local std::vector<int64_t> begins, slots,
       busy;  // (E + 1,) pairs and slots before each; the experts that have some
 
-  const int64_t pairs = T * K, width = gate.outputs, D = down.outputs;
+  const int64_t width = gate.outputs, D = down.outputs;
+  auto place = [&places](int64_t e) { return places.of ? places.of[e] : e; };
   begins.assign(E + 1, 0);
-  for (int64_t i = 0; i < pairs; ++i) ++begins[experts[i] + 1];
+  for (int64_t i = 0; i < T * K; ++i)
+    if (place(experts[i]) >= 0) ++begins[experts[i] + 1];
   const int64_t most = *std::max_element(begins.begin(), begins.end());
   const int rows = together(target, gate, most), hidden_rows = together(target, down, most);
   const int64_t multiple = std::max(rows, hidden_rows);  // of each expert's slots: one is 1 or they are the same
@@ -79,8 +82,10 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
     slots[e + 1] = slots[e] + rounded_up(begins[e + 1], multiple);
     begins[e + 1] += begins[e];
   }
+  const int64_t pairs = begins[E];
   to_hidden.resize(pairs), to_output.resize(pairs);
-  for (int64_t i = 0; i < pairs; ++i) {
+  for (int64_t i = 0; i < T * K; ++i) {
+    if (place(experts[i]) < 0) continue;
     const int64_t e = experts[i], pair = begins[e]++;
     const int32_t slot = static_cast<int32_t>(slots[e]++), token = static_cast<int32_t>(i / K);
     to_hidden[pair] = {most > 1 ? slot : token, slot, 1.0f};
@@ -100,13 +105,13 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
   auto same = [](int64_t t) { return t; };
   prepare_rows(target, gate, x, prepared, T, same, same, threads);
   if (most > 1) {  // an expert's rows are to lie one behind the other
-    auto copy = [&, second](int64_t i) { place(prepared, second[i].out, inputs, second[i].row); };
+    auto copy = [&, second](int64_t i) { baltoro::place(prepared, second[i].out, inputs, second[i].row); };
     parallel_for(pairs * prepared.row_bytes < 65536 ? 1 : threads, pairs, copy);
   }
   const Stripes narrow(panels(gate), num_busy, threads);
   auto enter = [&, first, begin, who, h](int64_t index) {
     const int64_t e = who[index / narrow.count], stripe = index % narrow.count;
-    target.gated(of_expert(gate, e), of_expert(up, e), inputs, first + begin[e], begin[e + 1] - begin[e],
+    target.gated(of_expert(gate, place(e)), of_expert(up, place(e)), inputs, first + begin[e], begin[e + 1] - begin[e],
                  narrow.begin(stripe), narrow.end(stripe), h, width);
   };
   parallel_for(threads, num_busy * narrow.count, enter);
@@ -116,12 +121,14 @@ void experts(const Target& target, const Matrix& gate, const Matrix& up, const M
   const Stripes wide(panels(down), 1, threads);
   auto leave = [&, second, begin, who](int64_t stripe) {
     const int64_t p = wide.begin(stripe), end = wide.end(stripe);
-    for (int64_t t = 0; t < T; ++t) std::fill(y + t * D + p * kPanel, y + t * D + std::min(end * kPanel, D), 0.0f);
+    for (int64_t t = 0; t < T && !places.onto; ++t)
+      std::fill(y + t * D + p * kPanel, y + t * D + std::min(end * kPanel, D), 0.0f);
     for (int64_t b = 0; b < num_busy; ++b) {
       const int64_t e = who[b];
-      const uint8_t* next = b + 1 < num_busy ? of_expert(down, who[b + 1]).data + p * panel_bytes(down) : nullptr;
-      target.weighted(of_expert(down, e), hidden_inputs, second + begin[e], begin[e + 1] - begin[e], p, end, next, y,
-                      D);
+      const uint8_t* next =
+          b + 1 < num_busy ? of_expert(down, place(who[b + 1])).data + p * panel_bytes(down) : nullptr;
+      target.weighted(of_expert(down, place(e)), hidden_inputs, second + begin[e], begin[e + 1] - begin[e], p, end,
+                      next, y, D);
     }
   };
   parallel_for(threads, wide.count, leave);
