@@ -6,6 +6,9 @@ set(_csrc ${CMAKE_CURRENT_LIST_DIR})
 function(baltoro_kernels program)
   target_sources(${program} PRIVATE ${_csrc}/attention.cpp ${_csrc}/dispatch.cpp ${_csrc}/pack.cpp ${_csrc}/products.cpp ${_csrc}/roof.cpp
                                     ${_csrc}/threads.cpp ${_csrc}/targets/scalar.cpp)
+  if(NOT WIN32)  # pread, O_DIRECT
+    target_sources(${program} PRIVATE ${_csrc}/reader.cpp ${_csrc}/reader_threads.cpp ${_csrc}/reader_uring.cpp)
+  endif()
   target_compile_features(${program} PRIVATE cxx_std_20)
   target_link_libraries(${program} PRIVATE Threads::Threads)
   if(NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
