@@ -1,11 +1,11 @@
-"""Bytes a second and CPU seconds a GB of our reader beside fio's io_uring: the same file, the same blocks, past the cache.
+"""Bytes a second and CPU seconds a GB of our reader beside fio's io_uring: the same file and pieces, past the cache.
 
-    python bench/reader.py [--gb 4 --block-mb 24 --piece-kb 2048 --depth 16 --rounds 5]
+    python bench/reader.py [--gb 4 --block-mb 24 --piece-kb 2048 --depth 16 --rounds 6]
 
-The block is an expert's; both ask the drive for the same pieces with the same number under way, ours into a slab of huge
-pages. fio reads its pieces one behind the other, ours reads blocks in random order. Ours, fio, ours, fio, ... so that a
-drive that slows down does so for both; the median round counts. CPU is that of the whole process, ours with the thread
-that asks, fio's without its start. Prints one JSON line.
+The block is an expert's; both ask the drive for pieces of one size with the same number under way, ours into a slab of
+huge pages. fio reads its pieces one behind the other, ours reads blocks in random order. All take turns, forwards and
+backwards, so that a drive that slows down does so for each; the median round counts. CPU is that of the whole process,
+ours with the thread that asks, fio's without its start. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--block-mb", type=int, default=24)
     parser.add_argument("--piece-kb", type=int, default=PIECE // 1024)
     parser.add_argument("--depth", type=int, default=DEPTH)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--folder", type=Path, help="on the drive to measure; default: the temporary folder")
     options = parser.parse_args()
     if not shutil.which("fio"):
@@ -97,8 +97,8 @@ def main() -> None:
         path = Path(folder, "blocks")
         write(path, int(options.gb * 1e9))
         ours(path, "uring", block, options)  # what a drive gives in a burst is over after this
-        for _ in range(options.rounds):
-            for name in ("uring", "fio", "threads"):
+        for turn in range(options.rounds):
+            for name in ("uring", "fio", "threads")[:: 1 if turn % 2 == 0 else -1]:
                 found = fio(path, options) if name == "fio" else ours(path, name, block, options)
                 rounds[name].append(found)
     result = {
