@@ -2,10 +2,10 @@
 
     python bench/reader.py [--gb 4 --block-mb 24 --piece-kb 2048 --depth 16 --rounds 6]
 
-The block is an expert's; both ask the drive for pieces of one size with the same number under way, ours into a slab of
-huge pages. fio reads its pieces one behind the other, ours reads blocks in random order. All take turns, forwards and
-backwards, so that a drive that slows down does so for each; the median round counts. CPU is that of the whole process,
-ours with the thread that asks, fio's without its start. Prints one JSON line.
+The block is an expert's; both ask the drive for pieces of one size with the same number under way, in random order and
+into huge pages: into small ones (`fio_small_pages`) a piece is a list of many segments, and a drive takes short lists.
+All take turns, forwards and backwards, so that a drive that slows down does so for each; the median round counts. CPU
+is that of the whole process, ours with the thread that asks, fio's without its start. Prints one JSON line.
 """
 
 from __future__ import annotations
@@ -70,10 +70,11 @@ def ours(path: Path, backend: str, block: int, options: argparse.Namespace) -> F
     return {"gb_per_s": gb / seconds, "cpu_s_per_gb": cpu / gb}
 
 
-def fio(path: Path, options: argparse.Namespace) -> Figures:
-    command = ["fio", "--name=read", f"--filename={path}", "--direct=1", "--rw=read", "--ioengine=io_uring"]
+def fio(path: Path, huge_pages: bool, options: argparse.Namespace) -> Figures:
+    command = ["fio", "--name=read", f"--filename={path}", "--direct=1", "--rw=randread", "--ioengine=io_uring"]
     command += [f"--bs={options.piece_kb}k", f"--iodepth={options.depth}", "--output-format=json"]
-    out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout
+    environment = os.environ | ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {})
+    out = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, env=environment).stdout
     job = json.loads(out[out.index("{") :])["jobs"][0]
     gb = job["read"]["io_bytes"] / 1e9
     cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] / 1000
@@ -92,14 +93,15 @@ def main() -> None:
     if not shutil.which("fio"):
         sys.exit("fio is not installed (Debian, Ubuntu: apt install fio)")
     block = options.block_mb * 2**20
-    rounds: dict[str, list[Figures]] = {"uring": [], "threads": [], "fio": []}
+    rounds: dict[str, list[Figures]] = {"uring": [], "fio": [], "threads": [], "fio_small_pages": []}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder, "blocks")
         write(path, int(options.gb * 1e9))
         ours(path, "uring", block, options)  # what a drive gives in a burst is over after this
         for turn in range(options.rounds):
-            for name in ("uring", "fio", "threads")[:: 1 if turn % 2 == 0 else -1]:
-                found = fio(path, options) if name == "fio" else ours(path, name, block, options)
+            for name in list(rounds)[:: 1 if turn % 2 == 0 else -1]:
+                peer = name.startswith("fio")
+                found = fio(path, name == "fio", options) if peer else ours(path, name, block, options)
                 rounds[name].append(found)
     result = {
         name: {key: round(statistics.median(found[key] for found in all_of), 4) for key in all_of[0]}

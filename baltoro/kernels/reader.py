@@ -15,6 +15,7 @@ here is taken; `BALTORO_READER` names one.
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -120,6 +121,7 @@ class Reader:
                 hint="containers often forbid io_uring; unset BALTORO_READER for threads",
             ) from error
         self._under_way: deque[Ticket] = deque()  # a dropped ticket's memory must stay all the same
+        self._lock = threading.Lock()
         self._files: list[File] = []
 
     def open(self, path: str | Path, *, direct: bool = True) -> File:
@@ -160,14 +162,15 @@ class Reader:
                 f"{file.path}: {nbytes} bytes at {offset} for a destination of {destination.nbytes}",
                 hint="the destination holds what is read",
             )
-        while self._under_way and self._under_way[0].finished:
-            self._under_way.popleft()
         try:
             native = self._native.submit(file.native, offset, nbytes, destination.data_ptr())
         except RuntimeError as error:
             raise ReadError(f"{file.path} cannot be read: {error}", hint="make a new reader") from error
         ticket = Ticket(native, destination)
-        self._under_way.append(ticket)
+        with self._lock:
+            while self._under_way and self._under_way[0].finished:
+                self._under_way.popleft()
+            self._under_way.append(ticket)
         return ticket
 
     def wait(self, tickets: Iterable[Ticket]) -> None:
@@ -210,7 +213,7 @@ class Reader:
         self.close()
 
     def __del__(self) -> None:
-        if hasattr(self, "_under_way"):  # else it was never made
+        if hasattr(self, "_files"):  # else it was never made
             self.close()  # before the memory that reads go to
 
 
@@ -220,7 +223,8 @@ def backends() -> tuple[str, ...]:
 
 
 def memory(nbytes: int) -> Tensor:
-    """Bytes whose address and size are multiples of `UNIT`, for destinations outside a slab."""
+    """Bytes whose address and size are multiples of `UNIT`. What is read again and again belongs in a slab: huge pages
+    are read into faster."""
     size = -(-nbytes // UNIT) * UNIT
     whole = torch.empty(size + UNIT, dtype=torch.uint8)
     start = -whole.data_ptr() % UNIT

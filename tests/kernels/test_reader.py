@@ -204,22 +204,30 @@ def test_what_the_kernel_refuses_reaches_the_waiter(backend: str, path: Path, tm
         reading.submit(good, 0, memory(UNIT)).wait()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="finds descriptors in /proc")
-def test_one_that_never_comes_holds_up_no_other_and_is_not_called_finished(
-    path: Path, tmp_path: Path, slow_pipe: tuple[int, int]
+@pytest.fixture
+def other_drive(path: Path) -> Iterator[Path]:
+    """A file on another device than `path`."""
+    memory_files = Path("/dev/shm")
+    if "uring" not in BACKENDS or not memory_files.is_dir() or memory_files.stat().st_dev == path.stat().st_dev:
+        pytest.skip("needs a second device, and io_uring: preads of pipes fail at once")
+    file = memory_files / f"baltoro-test-{os.getpid()}"
+    file.write_bytes(bytes(64 * UNIT))
+    yield file
+    file.unlink()
+
+
+def test_a_drive_that_hangs_holds_up_no_other_and_is_not_called_finished(
+    path: Path, other_drive: Path, slow_pipe: tuple[int, int]
 ) -> None:
-    if "uring" not in BACKENDS:
-        pytest.skip("preads of pipes fail at once")
-    other = tmp_path / "other"
-    other.write_bytes(bytes(4 * UNIT))
-    with Reader("uring", piece_bytes=UNIT, depth=4) as reading:
-        slow = reading.submit(hold(reading, other, slow_pipe), 0, memory(3 * UNIT))
+    with Reader("uring", piece_bytes=UNIT, depth=2) as reading:
+        slow = reading.submit(hold(reading, other_drive, slow_pipe), 0, memory(3 * UNIT))
+        time.sleep(0.1)  # as much of it is under way as may be
         reading.submit(reading.open(path), 0, memory(100 * UNIT)).wait()
         assert not slow.finished
         os.write(slow_pipe[1], b"x" * 3 * UNIT)
         slow.wait()
         assert contents(slow.destination) == b"x" * 3 * UNIT
-        assert reading.statistics().busy_s > 0
+        assert reading.statistics().busy_s > 0.1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds descriptors in /proc")
@@ -419,6 +427,29 @@ def test_an_empty_range_is_there_at_once(backend: str, path: Path) -> None:
         ticket = reading.submit(reading.open(path), 0, memory(0))
         assert ticket.finished
         ticket.wait()
+
+
+def test_where_io_uring_is_refused_threads_read() -> None:
+    if "uring" not in BACKENDS:
+        pytest.skip("it is refused here anyway")
+    code = """
+import os, resource, sys
+from baltoro.errors import BaltoroError
+from baltoro.kernels.reader import *
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))  # a ring is a descriptor
+reading = Reader()
+try:
+    Reader("uring")
+except BaltoroError as error:
+    print(error.message)
+resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+reading.submit(reading.open(sys.argv[1]), 0, memory(0)).wait()
+print(reading.statistics().backend)
+"""
+    root = Path(__file__).parents[2]
+    found = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True, cwd=root, timeout=60)
+    assert found.stdout == "the reader 'uring' does not run here: Too many open files\nthreads\n", found.stderr
 
 
 def test_the_environment_names_one_and_an_unknown_name_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

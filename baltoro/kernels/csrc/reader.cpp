@@ -134,7 +134,7 @@ std::shared_ptr<Read> Reads::submit(std::shared_ptr<const OpenFile> file, int64_
   if (unfinished_++ == 0) busy_since_ = Clock::now();
   if (nbytes > 0) {
     drives_.at(device).waiting.push_back(read);
-    arrived(device);
+    arrived(device, (read->asked() + piece_bytes_ - 1) / piece_bytes_);
   } else {
     finish_if_done(read);
   }

@@ -1,6 +1,7 @@
 // Reading by threads that each wait in pread: everywhere that io_uring is not.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 
 #include "reads.h"
@@ -24,7 +25,11 @@ class ThreadReader final : public Reads {
     for (int i = 0; i < depth_; ++i) threads_.emplace_back([this, &drive, &wake] { work(drive, wake); });
   }
 
-  void arrived(uint64_t device) override { wake_.at(device).notify_all(); }
+  // A thread that is awake looks for more by itself; to wake all for one piece doubles what small reads cost.
+  void arrived(uint64_t device, int64_t pieces) override {
+    std::condition_variable& wake = wake_.at(device);
+    for (int64_t i = 0; i < std::min<int64_t>(pieces, depth_); ++i) wake.notify_one();
+  }
 
   void stop() override {
     for (auto& [device, wake] : wake_) wake.notify_all();

@@ -148,7 +148,7 @@ class UringReader final : public Reads {
 
  protected:
   void added(uint64_t) override {}
-  void arrived(uint64_t) override {
+  void arrived(uint64_t, int64_t) override {
     if (asleep_) ring_the_bell();
   }
   void stop() override {

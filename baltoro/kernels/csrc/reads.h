@@ -34,7 +34,7 @@ class Reads : public Reader {
 
  protected:
   virtual void added(uint64_t device) = 0;                           // a drive that was not there, under the lock
-  virtual void arrived(uint64_t device) = 0;                         // a read for this drive, under the lock
+  virtual void arrived(uint64_t device, int64_t pieces) = 0;         // for this drive, under the lock
   virtual void stop() = 0;                                           // closing_ is set: end the threads, no lock held
   bool next(Drive& drive, Piece& piece);                             // false: nothing to do, or enough under way
   void ended(Drive& drive, Piece& piece, int64_t result);            // bytes, or -errno
