@@ -449,6 +449,57 @@ def bench_layers(
                 typer.echo(f"  {text}")
 
 
+@bench.command("trace")
+def bench_trace(
+    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A recorded routing trace.")] = None,
+    synthetic: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Instead of FILE: made-up choices for this model's experts.")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Memory for experts: bytes (64GiB) or their number; several with commas.")
+    ] = "64GiB,256GiB",
+    policy: Annotated[
+        str, typer.Option(help="Several with commas; belady is the bound that none can pass.")
+    ] = "lru,lfu,pinned-lru,pinned-lfu,belady",
+    tokens: Annotated[int, typer.Option(min=1, help="Of the synthetic trace.")] = 1000,
+    skew: Annotated[float, typer.Option(min=0, help="Weight of the expert of rank r: 1 / r ** skew.")] = 0.7,
+    sticky: Annotated[float, typer.Option(min=0, max=1, help="How likely an expert is kept for the next token.")] = 0.3,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same trace.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row, for scripts.")] = False,
+) -> None:
+    """Replay which experts were chosen against a budget of memory: how often would one have to come from disk?
+
+    A policy says which expert gives up its place. Every first use counts as a miss.
+    """
+    from baltoro.config import ModelConfig
+    from baltoro.weights import display, eviction, simulate, trace
+
+    if (file is None) == (synthetic is None):
+        raise typer.BadParameter("either a FILE or --synthetic MODEL", param_hint="FILE")
+    names = [name.strip() for name in policy.split(",")]
+    for name in names:
+        if name != simulate.BOUND:
+            eviction.make(name, 1)  # an unknown name is told before the work
+    if synthetic is not None:
+        header = trace.Header.of(ModelConfig.open(synthetic), synthetic)
+        records, reader = trace.synthetic(header, tokens=tokens, skew=skew, sticky=sticky, seed=seed), None
+    else:
+        assert file is not None
+        reader = trace.Reader(file)
+        header, records = reader.header, iter(reader)
+    rooms = list(dict.fromkeys(simulate.room(each, header) for each in budget.split(",")))
+    with display.Display(f"reading {file or 'made-up choices'}"):
+        uses = simulate.Uses.of(header, records)
+    if reader is not None and reader.note:
+        typer.echo(reader.note, err=True)
+    typer.echo(f"{header.model}: {uses.tokens:,} tokens, {len(uses.needed):,} uses of experts", err=True)
+    for count in rooms:
+        for name in names:
+            with display.Display(f"{name}, {count:,} experts") as shown:
+                result = simulate.run(uses, name, count, progress=shown.update)
+            typer.echo(json.dumps(asdict(result)) if as_json else simulate.line(result))
+
+
 def described(bandwidth: list[float], ram: list[float], cores: list[int]) -> tuple[Machine, ...]:
     """Machines of the command line: the nth --ram and --cores go with the nth --bandwidth."""
     from baltoro.model.whole import Machine

@@ -84,6 +84,11 @@ def tensor_bytes(config: ModelConfig) -> int:
     return sum(part.times * spec.nbytes for part in _parts(config) for spec in part.tensors)
 
 
+def expert_bytes(config: ModelConfig) -> int:
+    """Of one routed expert as shipped, scales included."""
+    return sum(spec.nbytes for spec in _mlp(config, "", config.moe_intermediate_size))
+
+
 def cache_bytes_per_token(config: ModelConfig, *, value_bytes: int = 2) -> int:
     """MLA keeps a latent and one rotary key per layer and token, whatever the number of heads."""
     return config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * value_bytes

@@ -3,6 +3,8 @@
 BaltoroError              what is wrong, with the value; what was expected; what to do
 ├── ConfigError           config.json: unknown, missing or contradictory fields
 ├── CheckpointError       shards, index, tensor names, shapes, dtypes
+├── ReadError             a range of a file that does not come: the disk, a short or replaced file
+├── TraceError            a routing trace or a file of hot experts that is damaged or of another model
 ├── FetchError            a source that cannot be read, a full disk, bytes that are not those published
 ├── TokenizerError        tiktoken.model, special tokens, undecodable ids
 ├── RecipeError           a training recipe (TOML) or its data
@@ -32,6 +34,14 @@ class ConfigError(BaltoroError):
 
 class CheckpointError(BaltoroError):
     """The files of a checkpoint contradict each other, the config, or the format."""
+
+
+class ReadError(BaltoroError):
+    """Bytes of an open file could not be read, or are no longer those of the file that was opened."""
+
+
+class TraceError(BaltoroError):
+    """What was recorded of a model's use of its experts cannot be read, or does not fit."""
 
 
 class FetchError(BaltoroError):

@@ -25,6 +25,7 @@ from baltoro import cli
 from baltoro.kernels import ops
 from baltoro.model.batch import Batch
 from baltoro.model.load import load
+from baltoro.weights.trace import Header, Writer, synthetic
 from tests import tiny
 
 BALTORO = [sys.executable, "-m", "baltoro"]
@@ -295,3 +296,66 @@ def test_bench_layers_stops_at_ctrl_c_without_a_traceback(small_layers: Path) ->
     printed, rest = process.communicate(timeout=120)
     assert (process.returncode, printed.strip()) == (130, "")
     assert "Traceback" not in heard + rest
+
+
+@pytest.fixture(scope="module")
+def routing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    header = Header(model="small", layers=(1, 2), experts=16, experts_per_token=2, expert_bytes=1000)
+    path = tmp_path_factory.mktemp("trace") / "routing"
+    with Writer(path, header) as writer:
+        for layer, chosen in synthetic(header, tokens=50, skew=0.7, sticky=0.3, seed=0):
+            writer.add(layer, chosen)
+    return path
+
+
+def test_bench_trace_prints_a_row_for_every_budget_and_policy(routing: Path) -> None:
+    result = run("bench", "trace", routing, "--budget", "8, 20kB", "--policy", "lru,belady", "--json")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    asked = [(8, "lru"), (8, "belady"), (20, "lru"), (20, "belady")]
+    assert [(row["budget_experts"], row["policy"]) for row in rows] == asked
+    assert {(row["tokens"], row["uses"]) for row in rows} == {(50, 200)}
+    assert [row["bytes_per_token"] for row in rows] == [1000 * row["misses_per_token"] for row in rows]
+    assert "small: 50 tokens, 200 uses of experts" in result.stderr
+    printed = run("bench", "trace", routing, "--budget", "8").stdout.splitlines()
+    assert len(printed) == 5
+    assert re.fullmatch(r" +8 experts .*  lru +\d+\.\d+% hit +\d\.\d\d misses a token .* GB a token", printed[0])
+
+
+def test_bench_trace_reads_a_cut_file_and_says_so(routing: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut").write_bytes(routing.read_bytes()[:-1])
+    result = run("bench", "trace", tmp_path / "cut", "--budget", "8", "--policy", "lru", "--json")
+    assert json.loads(result.stdout)["uses"] == 198
+    assert "the last record is cut after 13 bytes and left out" in result.stderr
+
+
+def test_bench_trace_makes_up_choices_for_a_model_that_is_not_here() -> None:
+    result = run(
+        "bench",
+        "trace",
+        "--synthetic",
+        "kimi-k2-instruct",
+        "--tokens",
+        3,
+        "--budget",
+        "1GB",
+        "--policy",
+        "lru",
+        "--json",
+    )
+    row = json.loads(result.stdout)
+    assert (row["budget_experts"], row["tokens"], row["uses"]) == (22, 3, 3 * 60 * 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        ([], 2, "either a FILE or --synthetic MODEL"),
+        (["x", "--synthetic", "nano"], 2, "either a FILE or --synthetic MODEL"),
+        (["/none/trace"], 1, "/none/trace cannot be opened: No such file"),
+        (["--synthetic", "nano", "--policy", "lru,best"], 1, "no policy is called 'best'"),
+        (["--synthetic", "nano", "--budget", "much"], 1, "a budget of 'much'"),
+        (["--synthetic", "nano", "--sticky", "2"], 2, "--sticky"),
+    ],
+)
+def test_bench_trace_explains_what_it_cannot_do(arguments: list[str], status: int, says: str) -> None:
+    assert says in error_of(run("bench", "trace", *arguments), status)

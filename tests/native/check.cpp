@@ -13,6 +13,8 @@
 
 using namespace baltoro;
 
+int check_reading(int rounds);  // reading.cpp
+
 static std::mt19937 rng(1);
 static int64_t between(int64_t low, int64_t high) { return low + static_cast<int64_t>(rng() % (high - low + 1)); }
 static float normal() { return std::normal_distribution<float>()(rng); }
@@ -310,5 +312,6 @@ int main(int count, char** words) {
     }
     std::printf("%s: %d rounds\n", tested.name, rounds);
   }
+  failures += check_reading(rounds);
   return failures > 0;
 }

@@ -1,5 +1,6 @@
-// The only file that knows Python. Arrays arrive as addresses: ops.py has checked shapes, types and strides, and
-// keeps the tensors alive during the call. (Four tensors through DLPack cost more than the kernel of a small layer.)
+// This and bind_reader.cpp are the only files that know Python. Arrays arrive as addresses: ops.py has checked shapes,
+// types and strides, and keeps the tensors alive during the call. (Four tensors through DLPack cost more than the
+// kernel of a small layer.)
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
@@ -18,6 +19,10 @@ template <class T>
 static T* at(uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
+
+#ifndef _WIN32
+void bind_reader(nb::module_& m);  // bind_reader.cpp
+#endif
 
 // (format, outputs, inputs, group, address of the data, of the scales)
 using Packed = std::tuple<int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t>;
@@ -278,4 +283,7 @@ NB_MODULE(_native, m) {
                                  at<const float>(x), at<const int64_t>(experts), at<const float>(weights), at<float>(y),
                                  T, K, D, F, threads);
         });
+#ifndef _WIN32
+  bind_reader(m);
+#endif
 }

@@ -7,6 +7,9 @@ function(baltoro_kernels program)
   target_sources(${program} PRIVATE ${_csrc}/attention.cpp ${_csrc}/dispatch.cpp ${_csrc}/latents.cpp ${_csrc}/norm.cpp ${_csrc}/pack.cpp
                                     ${_csrc}/products.cpp ${_csrc}/roof.cpp ${_csrc}/routing.cpp ${_csrc}/step.cpp
                                     ${_csrc}/threads.cpp ${_csrc}/targets/scalar.cpp)
+  if(NOT WIN32)  # pread, O_DIRECT
+    target_sources(${program} PRIVATE ${_csrc}/reader.cpp ${_csrc}/reader_threads.cpp ${_csrc}/reader_uring.cpp)
+  endif()
   target_compile_features(${program} PRIVATE cxx_std_20)
   target_link_libraries(${program} PRIVATE Threads::Threads)
   if(NOT CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
