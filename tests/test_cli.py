@@ -56,7 +56,7 @@ def error_of(result: Result, status: int = 1) -> str:
 
 def test_help_lists_every_command() -> None:
     printed = subprocess.run([*BALTORO, "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ["chat", "serve", "info", "fetch", "forward", "pretrain", "sft"]:
+    for command in ["chat", "serve", "info", "fetch", "quantize", "forward", "pretrain", "sft"]:
         assert re.search(rf"^  {command} ", printed, re.MULTILINE)
 
 
