@@ -13,7 +13,7 @@ from baltoro.config import PRESETS, ModelConfig, resolve
 from baltoro.errors import CheckpointError
 from baltoro.weights.checkpoint import Checkpoint, find_shards
 from baltoro.weights.fetch.run import Pace, fetch
-from baltoro.weights.fetch.sources import SMALL, Listing, source_of
+from baltoro.weights.fetch.sources import SMALL, source_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +75,15 @@ class Remote:
 
     def __init__(self, repo: str, state: Path, *, revision: str | None, pace: Pace) -> None:
         self._repo, self._pace, self.directory = repo, pace, state / "source"
-        listing: Listing = source_of(repo, revision=revision, connections=pace.jobs, patience=pace.patience).list()
+        listing = source_of(repo, revision=revision, connections=pace.jobs, patience=pace.patience).list()
         self.title, self.revision = listing.source, listing.revision
         self.shards = {
             file.name: ShardFile(size=file.size, stamp=str(file.digest or file.version))
             for file in listing.files
             if file.name.endswith(".safetensors")
         }
-        self._fetch([file.name for file in listing.files if file.size <= SMALL and file.name not in self.shards])
+        beside = [file for file in listing.files if file.name not in self.shards and "/" not in file.name]
+        self._fetch([file.name for file in beside if file.size <= SMALL])
         if len(self.shards) == 1:
             self._fetch(self.shards)  # no index says what is in it
 
