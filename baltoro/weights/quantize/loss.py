@@ -13,6 +13,8 @@ from baltoro.counts import BLOCK
 from baltoro.kernels.formats import PANEL, Packed, unpack
 from baltoro.weights.checkpoint import SCALE, Checkpoint
 
+SAMPLED_EXPERTS = 24  # of a layer, at least, where it has as many
+SAMPLED = f"16 outputs of a matrix, {SAMPLED_EXPERTS} experts of a layer, one head of its kv_b_proj"
 CLASSES = {
     "self_attn.": "attention",
     ".mlp.experts.": "routed experts",
@@ -23,8 +25,8 @@ CLASSES = {
 
 
 class Losses:
-    """Sums of squares by class. Unpacking everything would cost more than packing it: 16 outputs of each matrix, others
-    for each but the same in every run, say as much."""
+    """Sums of squares by class. Unpacking everything would cost more than packing it, and 16 outputs of a matrix say as
+    much: others for each, but the same in every run."""
 
     def __init__(self) -> None:
         self.sums: dict[str, tuple[float, float]] = {}

@@ -88,7 +88,7 @@ def quantize(
         bytes=sum(each.nbytes for each in finished.values()),
         made_bytes=made,
         errors=loss.errors(each.losses for each in finished.values()),
-        errors_from="16 outputs of each matrix, one head of each kv_b_proj",
+        errors_from=loss.SAMPLED,
         seconds=round(time.monotonic() - began, 3),
     )
 
