@@ -145,14 +145,13 @@ def _pack_heads(name: str, heads: Heads, checkpoint: Checkpoint, format: Format,
 
 
 def _pack(name: str, module: Linear | StackedLinear, checkpoint: Checkpoint, format: Format, slab: Slab) -> Packed:
-    """A matrix, or a layer's experts one by one, from the mapped file straight into the slab."""
+    """A matrix, or a layer's experts one by one, from the file straight into the slab."""
     *experts, outputs, inputs = module.weight.shape
     packed = formats.empty(format, outputs, inputs, slab=slab, experts=experts[0] if experts else None)
-    parts = _parts(name, tuple(module.weight.shape))
-    for number, part in enumerate(parts):
-        if number + 1 < len(parts):
-            checkpoint.expect(parts[number + 1])
-        pack.fill(packed, part, checkpoint, expert=number if experts else None)
+    if experts:
+        pack.fill_stack(packed, _parts(name, tuple(module.weight.shape)), checkpoint)
+    else:
+        pack.fill(packed, name, checkpoint)
     return packed
 
 

@@ -132,6 +132,26 @@ class Checkpoint:
         aligned = raw.data_ptr() % entry.dtype.itemsize == 0
         return (raw if aligned else raw.clone()).view(entry.dtype).view(entry.shape)
 
+    def read_into(self, name: str, to: Tensor) -> None:
+        """Read the tensor's bytes straight from the file into `to`, contiguous and as large.
+
+        Not through the mapping: where all bytes are wanted once, its page faults cost more than reading does (0.6
+        against 3.7 GB/s a thread, on 2 Xeon cores).
+        """
+        entry = self.entry(name)
+        assert to.is_contiguous() and to.nbytes == entry.nbytes, (name, tuple(to.shape))
+        room = to.reshape(-1).view(torch.uint8).numpy().data
+        at = entry.offset
+        with entry.shard.open("rb", buffering=0) as file:
+            file.seek(at)
+            while room:
+                count = file.readinto(room)
+                if not count:
+                    raise CheckpointError(
+                        f"{entry.shard.name} ends inside {name}", hint="it was cut off; make it again"
+                    )
+                room = room[count:]
+
     def expect(self, name: str) -> None:
         """It will be read soon: a disk may begin."""
         self._advise(name, "MADV_WILLNEED")

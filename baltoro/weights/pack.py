@@ -7,6 +7,7 @@ From bf16 or block-fp8 they are packed, from a packed checkpoint they are copied
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -26,6 +27,22 @@ def fill(to: Packed, name: str, checkpoint: Checkpoint, *, expert: int | None = 
     scale_inv = checkpoint.read(name + SCALE) if name + SCALE in checkpoint else None
     _pack(to, name, checkpoint, checkpoint.read(name), scale_inv, expert)
     release(name, checkpoint)
+
+
+def fill_stack(to: Packed, names: Sequence[str], checkpoint: Checkpoint) -> None:
+    """Make each matrix of the stack one of these weights."""
+    if checkpoint.dtype(names[0]) is torch.uint8:
+
+        def copy(expert: int) -> None:
+            _copy(to, names[expert], checkpoint, expert)
+
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            list(pool.map(copy, range(len(names))))
+        return
+    for expert, name in enumerate(names):  # packing has threads of its own
+        if expert + 1 < len(names):
+            checkpoint.expect(names[expert + 1])
+        fill(to, name, checkpoint, expert=expert)
 
 
 def fill_heads(to: Sequence[Packed], name: str, checkpoint: Checkpoint, split: list[int]) -> None:
@@ -52,8 +69,7 @@ def release(name: str, checkpoint: Checkpoint) -> None:
 def _copy(to: Packed, name: str, checkpoint: Checkpoint, expert: int | None) -> None:
     for whole, part in ((to.data, name), (to.scales, name + PACKED_SCALE)):
         if whole.numel():
-            (whole if expert is None else whole[expert]).copy_(checkpoint.read(part))
-    release(name, checkpoint)
+            checkpoint.read_into(part, whole if expert is None else whole[expert])
 
 
 def _pack(
