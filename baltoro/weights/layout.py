@@ -149,9 +149,7 @@ def _matrix(config: ModelConfig, spec: TensorSpec, format: Format) -> Matrix:
     outputs, inputs = spec.shape
     if not spec.name.endswith("kv_b_proj.weight"):
         return Matrix(spec.name, (Stored(spec.name, format_of(spec.name, format), outputs, inputs),))
-    stacks = head_stacks(
-        config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank
-    )  # fmt: skip
+    stacks = head_stacks(config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank)
     names = head_names(spec.name)
     return Matrix(
         spec.name, tuple(Stored(name, format, O, I, H) for name, (H, O, I) in zip(names, stacks, strict=True))

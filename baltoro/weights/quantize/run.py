@@ -130,8 +130,7 @@ class _Run:
         }
         stamps = {name: [each.size, each.stamp] for name, each in self.source.shards.items()}
         if plan is None:
-            if lost := [file for file in self.last_use if file not in self.source.shards]:
-                raise CheckpointError(f"{self.source.title}: {lost[0]} is missing", hint="fetch it again")
+            self._check_source({})
             if all(self.source.here(file) for file in self.last_use):
                 check(self.config, self.source.open(list(self.last_use)))
             self._check_disk({})
@@ -150,8 +149,17 @@ class _Run:
                 hint=f"delete {self.state} and begin anew",
             )
         kept = {name: each for name, each in finished.items() if self._is_whole(each)}
+        for path in self.state.glob("*.safetensors"):
+            if path.name not in kept:
+                path.unlink()  # half of it, from a run that was killed
+        self._check_source(kept)
         self._check_disk(kept)
         return kept
+
+    def _check_source(self, finished: Mapping[str, Finished]) -> None:
+        needed = {file for each, files in self.needs.items() if each not in finished for file in files}
+        if lost := sorted(needed - self.source.shards.keys()):
+            raise CheckpointError(f"{self.source.title}: {lost[0]} is missing", hint="bring it back, or fetch it again")
 
     def _is_whole(self, each: Finished) -> bool:
         path = self._path(each.file)
@@ -278,6 +286,10 @@ def _refuse_other(directory: Path, journal: Journal) -> None:
         if there := [name for name in names if name in ("config.json", INDEX) or name.endswith(".safetensors")]:
             raise CheckpointError(
                 f"{directory} already holds a checkpoint ({there[0]})", hint="delete it, or name another directory"
+            )
+        if others := [name for name in names if name != STATE]:
+            raise CheckpointError(
+                f"{directory} holds other files ({others[0]})", hint="name a directory that is new or empty"
             )
 
 

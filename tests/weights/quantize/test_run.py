@@ -321,7 +321,11 @@ def test_another_format_or_a_changed_source_does_not_go_on(tmp_path: Path, monke
     src = begun(tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match=r"another format \(int4, not int8\)"):
         quantize(str(src), tmp_path / "dir", "int8")
-    file = min(src.glob("*.safetensors"))
+    file = max(src.glob("*.safetensors"))
+    file.rename(tmp_path / file.name)
+    with pytest.raises(CheckpointError, match=rf"{file.name} is missing"):
+        quantize(str(src), tmp_path / "dir", "int4")
+    (tmp_path / file.name).rename(file)
     os.utime(file, ns=(1, 1))
     with pytest.raises(CheckpointError, match=rf"{file.name} of .* has changed"):
         quantize(str(src), tmp_path / "dir", "int4")
@@ -372,6 +376,9 @@ def test_what_cannot_be_packed_is_refused_before_anything_is_written(
     quantize(str(src), tmp_path / "packed", "int4")
     refused(tmp_path / "packed", new, "packed in int4 already", format="int8")
     refused(src, tmp_path / "packed", "already holds a checkpoint")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "README.md").write_text("mine")
+    refused(src, tmp_path / "full", r"holds other files \(README.md\)")
     refused(source_of(tiny.config(q_lora_rank=20, v_head_dim=16), tmp_path / "odd"), new, "groups of at least 8 inputs")
     refused(source_of(tiny.config(), tmp_path / "heads"), new, "v_head_dim 12, expected multiples of 16", format="bf16")
     refused("nano", new, "a part of Baltoro", discard=True)
