@@ -13,12 +13,9 @@ from baltoro.weights.quantize.run import quantize
 from baltoro.weights.save import write
 from tests import tiny
 from tests.weights.fetch.serving import PACE, REPO, serve, sums
+from tests.weights.quantize.sources import files_of
 
 CONFIG = tiny.config(num_hidden_layers=4, v_head_dim=16, weight_block_size=(128, 128))
-
-
-def files_of(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 @pytest.fixture(autouse=True)
