@@ -73,7 +73,8 @@ class ModelConfig:
     yarn: Yarn | None = None  # config.json: rope_scaling
     bos_token_id: int | None = None
     eos_token_id: int | None = None  # ends a document; a chat turn ends with <|im_end|>, which this need not be
-    weight_block_size: tuple[int, int] | None = None  # config.json: quantization_config; None: bf16 weights
+    weight_block_size: tuple[int, int] | None = None  # config.json: quantization_config of block-fp8
+    packed_format: str | None = None  # config.json: quantization_config of `baltoro quantize`; both None: bf16 weights
 
     def __post_init__(self) -> None:
         _refuse("model configuration", config_rules.contradictions(asdict(self)))
@@ -104,7 +105,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """config.json as K2 ships it: transformers, vLLM and SGLang read it, and `from_dict` gives `self` back."""
         values = asdict(self)
-        yarn, block = values.pop("yarn"), values.pop("weight_block_size")
+        yarn, block, packed = values.pop("yarn"), values.pop("weight_block_size"), values.pop("packed_format")
         values |= {
             "architectures": ["DeepseekV3ForCausalLM"],
             "num_key_value_heads": self.num_attention_heads,
@@ -120,7 +121,14 @@ class ModelConfig:
                 "activation_scheme": "dynamic",
                 "weight_block_size": list(block),
             }
+        if packed is not None:
+            values["quantization_config"] = packed_quantization(packed)
         return values
+
+
+def packed_quantization(format: str) -> dict[str, Any]:
+    """The quantization_config of a checkpoint whose matrices are packed for the kernels in `format`."""
+    return {"quant_method": "baltoro", "format": format, "version": config_rules.PACKED_VERSION}
 
 
 def resolve(model: str | Path) -> Path:

@@ -56,6 +56,8 @@ HARMLESS = {
     *("aux_loss_alpha", "ep_size", "output_router_logits", "router_aux_loss_coef", "seq_aux"),
 }
 ROPE = ("rope_scaling", "rope_parameters")
+PACKED_FORMATS = ("bf16", "fp8", "int8", "int4")  # of `baltoro quantize`
+PACKED_VERSION = 1  # of the order of bytes in its files: kernels/csrc/kernels.h and weights/layout.py
 KNOWN = {
     *INTEGERS, *NULLABLE_INTEGERS, *NUMBERS, *ONLY, *SAME, *HARMLESS, *ROPE,
     "model_type", "norm_topk_prob", "quantization_config",
@@ -97,6 +99,12 @@ RULES: tuple[tuple[str, Callable[[Mapping[str, Any]], bool]], ...] = (
     (
         "weight_block_size {weight_block_size} is not [128, 128], the only block-fp8 that K2 ships and we compute",
         lambda c: c["weight_block_size"] is None or tuple(c["weight_block_size"]) == (128, 128),
+    ),
+    (
+        "packed_format is {packed_format!r}, must be one of bf16, fp8, int8 and int4, without weight_block_size",
+        lambda c: (
+            c["packed_format"] is None or (c["packed_format"] in PACKED_FORMATS and c["weight_block_size"] is None)
+        ),
     ),
     (
         "model_type is {model_type!r}, must be 'kimi_k2' or 'deepseek_v3'",
@@ -166,7 +174,7 @@ def read(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
                 )
         except KeyError:
             continue
-    values["weight_block_size"] = _read_quantization(config.get("quantization_config"), problems)
+    values |= _read_quantization(config.get("quantization_config"), problems)
     return values, problems
 
 
@@ -233,14 +241,16 @@ def _read_rope(config: dict[str, Any], problems: list[str]) -> dict[str, Any] | 
     return numbers | {name: rope[name] for name in YARN_INTEGERS}
 
 
-def _read_quantization(given: object, problems: list[str]) -> tuple[int, int] | None:
-    """Block-fp8 as K2 ships it, or nothing."""
+def _read_quantization(given: object, problems: list[str]) -> dict[str, Any]:
+    """Block-fp8 as K2 ships it, what `baltoro quantize` writes, or nothing."""
     if given is None:
-        return None
+        return {"weight_block_size": None}
     if not isinstance(given, dict):
         problems.append(f"quantization_config is {given!r}, must be an object or null")
-        return None
+        return {"weight_block_size": None}
     quantization = cast("dict[str, Any]", given)
+    if quantization.get("quant_method") == "baltoro":
+        return {"weight_block_size": None, "packed_format": _read_packed(quantization, problems)}
     only = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
     known = {*only, "weight_block_size", "modules_to_not_convert", "dequantize"}
     problems += _unknown(quantization, known, "quantization_config.")
@@ -250,4 +260,17 @@ def _read_quantization(given: object, problems: list[str]) -> tuple[int, int] | 
     block = quantization.get("weight_block_size")
     if block != [128, 128]:
         problems.append(f"quantization_config.weight_block_size is {block!r}, only [128, 128] is supported")
-    return (128, 128)
+    return {"weight_block_size": (128, 128)}
+
+
+def _read_packed(quantization: dict[str, Any], problems: list[str]) -> str | None:
+    problems += _unknown(quantization, {"quant_method", "format", "version"}, "quantization_config.")
+    if (version := quantization.get("version")) != PACKED_VERSION:
+        problems.append(
+            f"quantization_config.version is {version!r}, this Baltoro reads {PACKED_VERSION}; quantize the model again"
+        )
+    format = quantization.get("format")
+    if format in PACKED_FORMATS:
+        return format
+    problems.append(f"quantization_config.format is {format!r}, must be one of {', '.join(PACKED_FORMATS)}")
+    return None

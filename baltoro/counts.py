@@ -13,13 +13,13 @@ from typing import NamedTuple
 from baltoro.config import ModelConfig
 
 BLOCK = 128  # rows and columns that share one scale in block-fp8
-BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1}  # by safetensors' names
+BYTES = {"F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "U8": 1}  # by safetensors' names
 
 
 class TensorSpec(NamedTuple):
     name: str
     shape: tuple[int, ...]
-    dtype: str  # as safetensors spells it: BF16, F32, F8_E4M3
+    dtype: str  # as safetensors spells it: BF16, F32, F8_E4M3; U8: packed
 
     @property
     def numel(self) -> int:
@@ -45,6 +45,7 @@ class Part(NamedTuple):
 def tensors(config: ModelConfig, *, as_shipped: bool = False) -> Iterator[TensorSpec]:
     """Every tensor of a checkpoint, in the order of the forward pass; a scale follows its weight.
 
+    Of one whose matrices are not packed; weights/layout.py has those, too.
     `as_shipped` adds what two published checkpoints have of their own: see `_stray` and `_bias_dtype`.
     """
     yield TensorSpec("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), "BF16")

@@ -100,8 +100,8 @@ class LLM:
 
         `dtype`: what the model computes in, float32 or bfloat16. None takes bfloat16 for large models in
         bfloat16 and float32 for all others.
-        `format`: what matrices are kept in, see kernels/formats.py. None keeps large models in block-fp8 as they
-        are, a byte a weight, and all others in `dtype`. Packed models cache in bfloat16, others in `dtype`.
+        `format`: what matrices are kept in, see kernels/formats.py. None keeps packed checkpoints and large models in
+        block-fp8 as they are, and all others in `dtype`. Packed models cache in bfloat16, others in `dtype`.
         `threads`: CPU threads of this whole process, for torch has one number for all. None: as many as it may use.
         """
         from baltoro import counts
@@ -125,10 +125,11 @@ class LLM:
         small = counts.parameters(config) < SMALL_PARAMETERS
         shipped_in_fp8 = config.weight_block_size is not None
         if dtype is None:
-            dtype = "float32" if small or shipped_in_fp8 else "bfloat16"
+            dtype = "float32" if small or shipped_in_fp8 or config.packed_format else "bfloat16"
         if format is None and shipped_in_fp8 and not small:
             format = "fp8"
-        cache_dtype = torch.bfloat16 if format else getattr(torch, dtype)
+        packed = format or config.packed_format
+        cache_dtype = torch.bfloat16 if packed else getattr(torch, dtype)
         running = max_running or MAX_RUNNING
         if cache_bytes is None:
             token_bytes = counts.cache_bytes_per_token(config, value_bytes=cache_dtype.itemsize)

@@ -57,7 +57,7 @@ def error_of(result: Result, status: int = 1) -> str:
 
 def test_help_lists_every_command() -> None:
     printed = subprocess.run([*BALTORO, "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ["chat", "serve", "info", "fetch", "forward", "pretrain", "sft"]:
+    for command in ["chat", "serve", "info", "fetch", "quantize", "forward", "pretrain", "sft"]:
         assert re.search(rf"^  {command} ", printed, re.MULTILINE)
 
 
@@ -359,3 +359,39 @@ def test_bench_trace_makes_up_choices_for_a_model_that_is_not_here() -> None:
 )
 def test_bench_trace_explains_what_it_cannot_do(arguments: list[str], status: int, says: str) -> None:
     assert says in error_of(run("bench", "trace", *arguments), status)
+# --- quantize --------------------------------------------------------------------------------------------------------
+
+
+def test_quantize_makes_what_forward_and_chat_take_as_they_take_a_format(tmp_path: Path) -> None:
+    made = run("quantize", "nano", tmp_path / "packed", "--format", "int8", "--json")
+    assert made.returncode == 0, made.stderr
+    facts = json.loads(made.stdout)
+    assert facts["format"] == "int8" and facts["files"] == 5 and 0.005 < facts["errors"]["routed experts"] < 0.01
+    for name, arguments in (("ours", [tmp_path / "packed"]), ("theirs", ["nano", "--format", "int8"])):
+        assert run("forward", *arguments, "--ids", "1 2 3", "--out", tmp_path / f"{name}.npy").returncode == 0
+    assert np.array_equal(np.load(tmp_path / "ours.npy"), np.load(tmp_path / "theirs.npy"))
+    wishes = ("Who are you?", "--temperature", "0", "--max-tokens", "20")
+    answers = [run("chat", *model, *wishes) for model in ((tmp_path / "packed",), ("nano", "--format", "int8"))]
+    assert answers[0].stdout == answers[1].stdout != ""
+    other = run("forward", tmp_path / "packed", "--ids", "1", "--out", tmp_path / "no.npy", "--format", "int4")
+    assert "is packed in int8, not in int4" in error_of(other)
+
+
+def test_quantize_says_what_it_made_and_what_it_refuses(tmp_path: Path) -> None:
+    made = run("quantize", "nano", tmp_path / "packed", "--format", "int4")
+    assert "5 shards, 2.4 MB in int4" in made.stdout and re.search(r"routed experts +8\.\d\d%", made.stdout)
+    assert "already holds a checkpoint" in error_of(run("quantize", "nano", tmp_path / "packed", "--format", "int4"))
+    assert "packed in int4 already" in error_of(
+        run("quantize", tmp_path / "packed", tmp_path / "other", "--format", "int8")
+    )
+    assert run("quantize", "nano", tmp_path / "other").returncode == 2
+
+
+def test_ctrl_c_ends_quantize_with_130_and_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("baltoro.weights.quantize.shard.write", stopped)
+    left = run("quantize", "nano", tmp_path / "packed", "--format", "int4")
+    assert left.returncode == 130 and left.stdout == ""
+    assert "the same command goes on" in left.stderr

@@ -18,22 +18,20 @@ from torch import Tensor, nn
 
 from baltoro.config import ModelConfig, resolve
 from baltoro.counts import is_quantized
-from baltoro.errors import BaltoroError, CheckpointError
+from baltoro.errors import CheckpointError
 from baltoro.kernels import formats
 from baltoro.kernels.formats import Format, Packed
-from baltoro.kernels.packing import pack_into
 from baltoro.kernels.slab import ALIGNMENT, Slab, aligned
 from baltoro.model.heads import Heads, PackedHeads
 from baltoro.model.linear import Linear
 from baltoro.model.moe import StackedLinear
 from baltoro.model.transformer import Transformer
-from baltoro.weights import fp8
+from baltoro.weights import fp8, pack
 from baltoro.weights.checkpoint import SCALE, Checkpoint, check
+from baltoro.weights.layout import format_of, head_stacks
 from baltoro.weights.save import write
 
 STACKED = re.compile(r"(.*\.mlp\.experts)\.((?:gate|up|down)_proj\.weight)$")
-# The head chooses the token: it keeps more bits than the projections, yet is read as fast as they are
-HEAD_FORMATS: dict[Format, Format] = {"bf16": "bf16", "fp8": "bf16", "int8": "int8", "int4": "int8"}
 
 
 def build(config: ModelConfig) -> Transformer:
@@ -81,6 +79,7 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     """A directory or preset -> Transformer for inference, computing in `dtype`.
 
     format: projections and head are packed for the kernels, straight from the file's type; None: parameters in `dtype`.
+    A packed checkpoint (`baltoro quantize`) has its format, and is only copied.
     Beside the weights no more than one matrix is in memory, of the file either.
     Raises CheckpointError naming every missing, unexpected or misshapen tensor.
     """
@@ -88,6 +87,7 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     config = ModelConfig.open(directory)
     checkpoint = Checkpoint.open(directory)
     check(config, checkpoint)
+    format = format_to_load(config, format, directory)
     transformer = build(config)
     transformer.dtype = dtype
     slab = Slab(packed_bytes(transformer, format)) if format else None
@@ -106,9 +106,16 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     return transformer.eval()
 
 
-def format_of(name: str, format: Format) -> Format:
-    """What the weight of a Linear, StackedLinear or Heads is packed in."""
-    return HEAD_FORMATS[format] if name == "lm_head.weight" else format
+def format_to_load(config: ModelConfig, asked: Format | None, directory: Path) -> Format | None:
+    """What the matrices will be in. Packed ones stay as they are: another format would add its error to theirs."""
+    if config.packed_format is None:
+        return asked
+    if asked not in (None, config.packed_format):
+        raise CheckpointError(
+            f"{directory} is packed in {config.packed_format}, not in {asked}",
+            hint="leave --format out, or quantize the original checkpoint once more",
+        )
+    return cast("Format", config.packed_format)
 
 
 def packed_bytes(transformer: Transformer, format: Format) -> int:
@@ -130,70 +137,37 @@ def packed_bytes(transformer: Transformer, format: Format) -> int:
 def head_shapes(heads: Heads) -> list[tuple[int, int, int]]:
     """Of the stacks of PackedHeads."""
     (N, V), C = heads.split, heads.weight.shape[1]
-    if N % formats.PANEL or V % formats.PANEL:
-        raise BaltoroError(
-            f"qk_nope_head_dim is {N} and v_head_dim {V}, expected multiples of {formats.PANEL} in every --format",
-            hint="leave --format out for this model",
-        )
-    H = heads.weight.shape[0] // (N + V)
-    return [(H, N, C), (H, V, C), (H, C, N)]
+    return head_stacks(heads.weight.shape[0] // (N + V), N, V, C)
 
 
 def _pack_heads(name: str, heads: Heads, checkpoint: Checkpoint, format: Format, slab: Slab) -> PackedHeads:
-    """Through float32: a block of scales may hold rows of two heads."""
-    w = checkpoint.read_weight(name, torch.float32)  # (H (N + V), C)
-    _release(name, checkpoint)
-    keys, values = torch.split(w.view(-1, sum(heads.split), w.shape[1]), heads.split, dim=1)
-    stacks: list[Packed] = []
-    for part, (H, outputs, inputs) in zip((keys, values, keys.mT), head_shapes(heads), strict=True):
-        packed = formats.empty(format, outputs, inputs, slab=slab, experts=H)
-        for head in range(H):
-            _fill(packed, name, checkpoint, part[head], expert=head)
-        stacks.append(packed)
+    stacks = [formats.empty(format, O, I, slab=slab, experts=H) for H, O, I in head_shapes(heads)]
+    pack.fill_heads(stacks, name, checkpoint, heads.split)
     return PackedHeads(*stacks)
 
 
 def _pack(name: str, module: Linear | StackedLinear, checkpoint: Checkpoint, format: Format, slab: Slab) -> Packed:
-    """A matrix, or a layer's experts one by one, from the mapped file straight into the slab."""
+    """A matrix, or a layer's experts one by one, from the file straight into the slab."""
     *experts, outputs, inputs = module.weight.shape
     packed = formats.empty(format, outputs, inputs, slab=slab, experts=experts[0] if experts else None)
-    parts = _parts(name, tuple(module.weight.shape))
-    for number, part in enumerate(parts):
-        if number + 1 < len(parts):
-            checkpoint.expect(parts[number + 1])
-        scale_inv = checkpoint.read(part + SCALE) if part + SCALE in checkpoint else None
-        _fill(packed, part, checkpoint, checkpoint.read(part), scale_inv, expert=number if experts else None)
-        _release(part, checkpoint)
+    if experts:
+        pack.fill_stack(packed, _parts(name, tuple(module.weight.shape)), checkpoint)
+    else:
+        pack.fill(packed, name, checkpoint)
     return packed
-
-
-def _fill(
-    to: Packed, name: str, checkpoint: Checkpoint, w: Tensor, scale_inv: Tensor | None = None, *, expert: int | None
-) -> None:
-    try:
-        pack_into(to, w, scale_inv, expert=expert)
-    except BaltoroError as error:
-        shard = checkpoint.entry(name).shard.name
-        raise CheckpointError(f"{shard}: {name}: {error.message}", hint=error.hint) from error
 
 
 def _gather(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: torch.dtype) -> Tensor:
     """The file's tensor of this module parameter; a layer's experts are read one by one into their stack."""
     if not STACKED.match(name):
         tensor = checkpoint.read_weight(name, dtype)
-        _release(name, checkpoint)
+        pack.release(name, checkpoint)
         return tensor
     stack = torch.empty(shape, dtype=dtype)
     for place, part in zip(stack, _parts(name, shape), strict=True):
         place.copy_(checkpoint.read_weight(part, dtype))
-        _release(part, checkpoint)
+        pack.release(part, checkpoint)
     return stack
-
-
-def _release(name: str, checkpoint: Checkpoint) -> None:
-    checkpoint.release(name)
-    if name + SCALE in checkpoint:
-        checkpoint.release(name + SCALE)
 
 
 def _parts(name: str, shape: tuple[int, ...]) -> list[str]:

@@ -19,9 +19,10 @@ from baltoro.kernels.formats import Format, Packed
 from baltoro.kernels.slab import Slab
 from baltoro.model.heads import Heads, PackedHeads
 from baltoro.model.linear import Linear
-from baltoro.model.load import build, format_of, head_shapes, packed_bytes
+from baltoro.model.load import build, head_shapes, packed_bytes
 from baltoro.model.moe import MoE, StackedLinear
 from baltoro.model.transformer import Transformer
+from baltoro.weights.layout import format_of
 
 ABSENT = -2.0  # a router's scores lie between 0 and 1: this bias is below every choice
 TILE = 2**22  # random numbers, repeated in the embedding

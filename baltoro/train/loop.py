@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
+from baltoro.config import ModelConfig
 from baltoro.errors import RecipeError
 from baltoro.model.load import initialise, load
 from baltoro.model.moe import MoE
@@ -48,6 +49,10 @@ class StepResult:
 def start(recipe: Recipe) -> TrainState:
     """Random parameters, or those of `init`, in float32."""
     if recipe.init:
+        if (packed := ModelConfig.open(recipe.init).packed_format) is not None:
+            raise RecipeError(
+                f"init {recipe.init} is packed in {packed} for inference", hint="name the checkpoint it was made of"
+            )
         model = load(recipe.init, dtype=torch.float32)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not name.endswith("e_score_correction_bias"))

@@ -12,7 +12,7 @@ import json
 import mmap
 import struct
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,10 +22,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from baltoro import counts
 from baltoro.config import ModelConfig
+from baltoro.counts import TensorSpec
 from baltoro.errors import CheckpointError
-from baltoro.weights import fp8
+from baltoro.weights import fp8, layout
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -33,6 +33,7 @@ SCALE = "_scale_inv"
 STRAY = ".rotary_emb.inv_freq"  # a leftover in K2's files: unused, and of the wrong length
 TOGETHER = 2**21  # bytes: so much Linux may map at once, a large page of its cache, when one of them is read
 SHOWN = 20  # problems spelled out in one error
+FOREIGN = "config and shards come from different models; `baltoro info DIR` lists every mismatch"
 DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "BOOL": torch.bool, "U8": torch.uint8,
@@ -60,11 +61,17 @@ class Checkpoint:
         self._shards = shards
 
     @staticmethod
-    def open(directory: str | Path) -> Checkpoint:
-        """Check every header of the directory's shards; everything wrong is named in one CheckpointError."""
+    def open(directory: str | Path, *, only: Collection[str] | None = None) -> Checkpoint:
+        """Check every header of the directory's shards; everything wrong is named in one CheckpointError.
+
+        only: names of files; the others need not be there.
+        """
         directory = Path(directory)
         problems: list[str] = []
-        files, index = _find_shards(directory, problems)
+        files, index = find_shards(directory, problems)
+        if only is not None:
+            files = [file for file in files if file.name in only]
+            index = {name: file for name, file in index.items() if file.name in only}
         shards: dict[Path, mmap.mmap] = {}
         entries: dict[str, Entry] = {}
         for file in files:
@@ -125,6 +132,26 @@ class Checkpoint:
         aligned = raw.data_ptr() % entry.dtype.itemsize == 0
         return (raw if aligned else raw.clone()).view(entry.dtype).view(entry.shape)
 
+    def read_into(self, name: str, to: Tensor) -> None:
+        """Read the tensor's bytes straight from the file into `to`, contiguous and as large.
+
+        Not through the mapping: where all bytes are wanted once, its page faults cost more than reading does (0.6
+        against 3.7 GB/s a thread, on 2 Xeon cores).
+        """
+        entry = self.entry(name)
+        assert to.is_contiguous() and to.nbytes == entry.nbytes, (name, tuple(to.shape))
+        room = to.reshape(-1).view(torch.uint8).numpy().data
+        at = entry.offset
+        with entry.shard.open("rb", buffering=0) as file:
+            file.seek(at)
+            while room:
+                count = file.readinto(room)
+                if not count:
+                    raise CheckpointError(
+                        f"{entry.shard.name} ends inside {name}", hint="it was cut off; make it again"
+                    )
+                room = room[count:]
+
     def expect(self, name: str) -> None:
         """It will be read soon: a disk may begin."""
         self._advise(name, "MADV_WILLNEED")
@@ -153,10 +180,16 @@ class Checkpoint:
 
 def mismatches(config: ModelConfig, checkpoint: Checkpoint) -> list[str]:
     """Tensors missing, unexpected, of another shape or dtype than `config` implies. One sentence each."""
+    specs = list(layout.tensors(config))
+    unexpected = set(checkpoint.names) - {spec.name for spec in specs}
+    return _differences(specs, checkpoint) + [
+        f"{checkpoint.entries[name].shard.name}: {name} is unexpected" for name in sorted(unexpected)
+    ]
+
+
+def _differences(specs: Iterable[TensorSpec], checkpoint: Checkpoint) -> list[str]:
     problems: list[str] = []
-    unexpected = set(checkpoint.names)
-    for spec in counts.tensors(config):
-        unexpected.discard(spec.name)
+    for spec in specs:
         entry = checkpoint.entries.get(spec.name)
         if entry is None:
             problems.append(f"{spec.name} is missing, config.json implies {list(spec.shape)} {spec.dtype}")
@@ -166,22 +199,24 @@ def mismatches(config: ModelConfig, checkpoint: Checkpoint) -> list[str]:
             problems.append(f"{where} is {list(entry.shape)}, config.json implies {list(spec.shape)}")
         if not _fits(entry.dtype, spec.dtype):
             problems.append(f"{where} is {_spell(entry.dtype)}, config.json implies {spec.dtype}")
-    return problems + [f"{checkpoint.entries[name].shard.name}: {name} is unexpected" for name in sorted(unexpected)]
+    return problems
 
 
 def check(config: ModelConfig, checkpoint: Checkpoint) -> None:
     """Refuse a checkpoint that is not exactly what `config` describes."""
-    problems = mismatches(config, checkpoint)
-    _refuse(
-        checkpoint.directory, problems,
-        "config and shards come from different models; `baltoro info DIR` lists every mismatch",
-    )  # fmt: skip
+    _refuse(checkpoint.directory, mismatches(config, checkpoint), FOREIGN)
+
+
+def check_part(specs: Iterable[TensorSpec], checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint, of which only some shards may be here, that has not exactly these among its tensors."""
+    _refuse(checkpoint.directory, _differences(specs, checkpoint), FOREIGN)
 
 
 def _fits(found: torch.dtype, expected: str) -> bool:
-    """fp8 means something only as fp8; the other floats are read into one another (Moonlight's bias is bf16)."""
-    if expected == "F8_E4M3":
-        return found == torch.float8_e4m3fn
+    """fp8 and packed bytes mean something only as such; the other floats are read into one another (Moonlight's bias
+    is bf16)."""
+    if expected in ("F8_E4M3", "U8"):
+        return found == DTYPES[expected]
     return found in (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -189,7 +224,7 @@ def _spell(dtype: torch.dtype) -> str:
     return next(name for name, known in DTYPES.items() if known == dtype)
 
 
-def _find_shards(directory: Path, problems: list[str]) -> tuple[list[Path], dict[str, Path]]:
+def find_shards(directory: Path, problems: list[str]) -> tuple[list[Path], dict[str, Path]]:
     """The shard files, and where the index puts each name (nothing where there is no index)."""
     if directory.is_file():
         raise CheckpointError(

@@ -23,10 +23,10 @@ def describe(model: str | Path) -> dict[str, Any]:
         "model_type": config.model_type,
         "parameters": counts.parameters(config),
         "active_parameters": counts.active_parameters(config),
-        "tensor_bytes": counts.tensor_bytes(config),
+        "tensor_bytes": _tensor_bytes(config),
         "cache_bytes_per_token": counts.cache_bytes_per_token(config),
         "decode_flops_per_token": counts.decode_flops(config, context=1),
-        "format": "bf16" if config.weight_block_size is None else "block-fp8",
+        "format": _format(config),
         "context_tokens": config.max_position_embeddings,
         "vocab_size": config.vocab_size,
         "layers": config.num_hidden_layers,
@@ -41,8 +41,22 @@ def describe(model: str | Path) -> dict[str, Any]:
     }
 
 
-def _describe_files(config: ModelConfig, directory: Path) -> dict[str, Any]:
+def _format(config: ModelConfig) -> str:
+    if config.packed_format is not None:
+        return f"packed {config.packed_format}"
+    return "bf16" if config.weight_block_size is None else "block-fp8"
+
+
+def _tensor_bytes(config: ModelConfig) -> int:
+    if config.packed_format is None:
+        return counts.tensor_bytes(config)
     # Presets and lone configs are described without torch, which takes a second to import.
+    from baltoro.weights import layout
+
+    return sum(spec.nbytes for spec in layout.tensors(config))
+
+
+def _describe_files(config: ModelConfig, directory: Path) -> dict[str, Any]:
     from baltoro.weights.checkpoint import Checkpoint, mismatches
 
     try:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,8 +15,9 @@ from torch import Tensor
 
 from baltoro import counts
 from baltoro.config import ModelConfig
-from baltoro.kernels.formats import FORMATS
+from baltoro.kernels.formats import FORMATS, Format
 from baltoro.weights import fp8
+from baltoro.weights.quantize.run import quantize
 from baltoro.weights.save import write
 from tests import tiny
 
@@ -25,12 +25,16 @@ MIB = 2**20
 # Beside the weights and 5 %: a matrix in float32 (2 MB here), stacks of threads, what the allocator keeps.
 MORE = 16 * MIB
 
-LOAD = """
+WATCH = """
 import json, sys, threading, time, torch
+from pathlib import Path
 from baltoro.model.load import load
+from baltoro.weights.quantize.run import quantize
 
 small, large, format = sys.argv[1:]
-options = {"format": None if format == "None" else format, "dtype": torch.bfloat16}
+format = None if format == "None" else format
+
+run = ACTION
 
 def memory(kind):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(kind)) * 1024
@@ -41,13 +45,15 @@ def watch():
             peaks[kind] = max(peaks[kind], memory(kind))
         time.sleep(0.001)
 
-load(small, **options)  # so that code and threads are there
+run(small)  # so that code and threads are there
 before = {kind: memory(kind) for kind in ("RssAnon", "RssFile")}
 peaks = dict(before)
 threading.Thread(target=watch, daemon=True).start()
-model = load(large, **options)
+made = run(large)
 print(json.dumps({kind: peaks[kind] - before[kind] for kind in peaks}))
 """
+LOAD = "lambda directory: load(directory, format=format, dtype=torch.bfloat16)"
+QUANTIZE = "lambda directory: quantize(directory, Path(directory + '-' + format), format)"
 
 
 def shaped(**changes: int) -> ModelConfig:
@@ -90,12 +96,14 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def loaded(small: Path, large: Path, format: str | None) -> dict[str, Any]:
+def grown(action: str, small: Path, large: Path, format: str | None) -> dict[str, int]:
+    """Bytes of memory by kind that the process had at most beside those before, when the action is run on `large`."""
     if not Path("/proc/self/status").exists():
         pytest.skip("needs /proc")
     answer = subprocess.run(
-        [sys.executable, "-c", LOAD, str(small), str(large), str(format)], capture_output=True, text=True, check=False
-    )
+        [sys.executable, "-c", WATCH.replace("ACTION", action), str(small), str(large), str(format)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     return json.loads(answer.stdout)
 
@@ -106,10 +114,32 @@ BYTES = {"bf16": 2, "fp8": 1 + 1 / 512, "int8": 1 + 2 / 128, "int4": 0.5 + 2 / 3
 
 @pytest.mark.parametrize("format", [*FORMATS, None])
 def test_loading_needs_the_memory_of_the_weights(format: str | None, small: Path, large: Path) -> None:
-    found = loaded(small, large, format)
+    found = grown(LOAD, small, large, format)
     stored = sum(file.stat().st_size for file in large.glob("*.safetensors"))
     assert stored > 190e6
     weights_bytes = stored * BYTES[format]
     assert found["RssAnon"] > 0.9 * weights_bytes  # that it was measured
     assert found["RssAnon"] <= 1.05 * weights_bytes + MORE, {k: f"{v / 1e6:.0f} MB" for k, v in found.items()}
+    assert found["RssFile"] <= 32 * MIB, {k: f"{v / 1e6:.0f} MB" for k, v in found.items()}
+
+
+@pytest.mark.parametrize("format", ["bf16", "int4"])
+def test_loading_what_is_packed_needs_the_memory_of_the_weights_too(
+    format: Format, small: Path, large: Path, tmp_path: Path
+) -> None:
+    quantize(str(small), tmp_path / "small", format)
+    quantize(str(large), tmp_path / "large", format)
+    found = grown(LOAD, tmp_path / "small", tmp_path / "large", None)
+    stored = sum(file.stat().st_size for file in (tmp_path / "large").glob("*.safetensors"))
+    assert 0.9 * stored < found["RssAnon"] <= 1.05 * stored + MORE, {k: f"{v / 1e6:.0f} MB" for k, v in found.items()}
+    assert found["RssFile"] <= 32 * MIB, {k: f"{v / 1e6:.0f} MB" for k, v in found.items()}
+
+
+@pytest.mark.parametrize("format", ["bf16", "int4"])
+def test_quantizing_holds_a_few_matrices_whatever_the_size_of_the_model(
+    format: Format, small: Path, large: Path
+) -> None:
+    """200 MB of block-fp8. Two experts and a matrix in float32 are less than 30 MB, in bf16."""
+    found = grown(QUANTIZE, small, large, format)
+    assert found["RssAnon"] <= 30e6, {k: f"{v / 1e6:.0f} MB" for k, v in found.items()}
     assert found["RssFile"] <= 32 * MIB, {k: f"{v / 1e6:.0f} MB" for k, v in found.items()}

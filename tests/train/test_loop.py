@@ -29,6 +29,7 @@ from baltoro.train.data import Microbatch, PhaseData
 from baltoro.train.distributed import World, launch
 from baltoro.train.muonclip import OptimizerConfig, rebalance
 from baltoro.train.recipe import Recipe
+from baltoro.weights.quantize.run import quantize
 from tests.train import tiny_runs
 
 ROOT = Path(__file__).parents[2]
@@ -332,6 +333,12 @@ def test_a_run_starts_from_a_checkpoint_with_all_but_the_routers_bias_trained(tm
     with pytest.raises(RecipeError, match=r"\[model\] differs from the config of"):
         other = tiny_runs.config(num_hidden_layers=3)
         loop.start(tiny_runs.recipe(tmp_path, init=str(tmp_path / "checkpoint"), model=other))
+
+
+def test_packed_weights_are_no_start_for_training(tmp_path: Path) -> None:
+    quantize("nano", tmp_path / "packed", "int8")
+    with pytest.raises(RecipeError, match=r"packed is packed in int8 for inference"):
+        loop.start(tiny_runs.recipe(tmp_path, init=str(tmp_path / "packed"), model=None))
 
 
 def test_the_bias_brings_a_skewed_router_to_even_load() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import threading
@@ -21,6 +20,7 @@ from baltoro.weights.fetch.download import Download, Pace, Tally
 from baltoro.weights.fetch.journal import RemoteFile
 from baltoro.weights.fetch.sources import Listing, source_of, title
 from baltoro.weights.fetch.spread import spread
+from baltoro.weights.lock import locked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -189,28 +189,12 @@ def _explained(directory: Path) -> Generator[None]:
 
 @contextmanager
 def _locked(directory: Path) -> Generator[None]:
-    """One fetch at a time in a directory; the lock goes with its process, however that ends."""
-    state = directory / check.STATE
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-        lock = (state / "lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        if directory.is_dir() and not os.access(directory, os.W_OK):
-            yield  # only read; verify needs no more, and a fetch will say what it cannot write
-            return
-        raise FetchError(f"{directory} cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.seek(0)
-            raise FetchError(
-                f"another fetch (process {lock.read().strip() or 'unknown'}) is at work in {directory}",
-                hint="wait for it, or stop it: what it has is kept",
-            ) from error
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
+    """One fetch at a time in a directory. What may only be read needs no lock: verify writes nothing there, and a fetch
+    will say what it cannot write."""
+    if directory.is_dir() and not os.access(directory, os.W_OK):
+        yield
+        return
+    with locked(directory / check.STATE, "fetch", FetchError):
         yield
 
 
