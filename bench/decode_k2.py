@@ -1,6 +1,7 @@
 """Layers of Kimi K2's real size with random weights: ours beside llama.cpp, taking turns on one machine.
 
     python bench/decode_k2.py [--llama-bench PROGRAM --models DIR] [--prompt 512 --answer 32 --rounds 3 --threads 2]
+        [--format int4]
 
 One dense layer, two mixtures of 48 experts, 1,024 tokens, in int4 and int8. DIR holds Q4_0.gguf and Q8_0.gguf, the same
 shapes as bench/peers/k2_gguf.py writes them; without it ours runs alone. Both get huge pages. The best of the rounds
@@ -27,6 +28,7 @@ from baltoro.kernels.formats import Format
 from baltoro.kernels.slab import Slab
 from baltoro.model import slices
 from baltoro.model.batch import Batch, LatentCache
+from baltoro.model.bench import CHUNK_TOKENS
 from baltoro.model.transformer import Transformer
 
 PEERS: dict[Format, str] = {"int4": "Q4_0", "int8": "Q8_0"}
@@ -36,7 +38,7 @@ ROOF_BYTES = 2**31
 
 
 def ours(model: Transformer, prompt: int, answer: int) -> tuple[float, float]:
-    """Tokens a second: of a prompt in one forward, and of `answer` single tokens from an empty context."""
+    """Tokens a second: of a prompt, 2,048 tokens a forward, and of `answer` single tokens from an empty context."""
     config = model.config
     pages = tuple(range(-(-max(prompt, answer) // PAGE_TOKENS)))
     cache = LatentCache(config, num_pages=len(pages), page_tokens=PAGE_TOKENS)
@@ -47,7 +49,8 @@ def ours(model: Transformer, prompt: int, answer: int) -> tuple[float, float]:
                     logit_rows=torch.tensor([end - start - 1])), cache)  # fmt: skip
 
     began = time.perf_counter()
-    run(0, prompt)
+    for start in range(0, prompt, CHUNK_TOKENS):
+        run(start, min(start + CHUNK_TOKENS, prompt))
     read = time.perf_counter()
     for position in range(answer):
         run(position, position + 1)
@@ -56,7 +59,8 @@ def ours(model: Transformer, prompt: int, answer: int) -> tuple[float, float]:
 
 def theirs(program: Path, file: Path, prompt: int, answer: int, threads: int) -> tuple[float, float]:
     """The same two, of llama-bench; it warms up by itself."""
-    command = [str(program), "-m", str(file), "-t", str(threads), "-r", "2", "-o", "json", "-lm", "none",
+    repeated = "2" if prompt <= CHUNK_TOKENS else "1"
+    command = [str(program), "-m", str(file), "-t", str(threads), "-r", repeated, "-o", "json", "-lm", "none",
                "-p", str(prompt), "-n", str(answer)]  # fmt: skip
     environment = os.environ | {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
@@ -72,12 +76,13 @@ def main() -> None:
     parser.add_argument("--answer", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--format", choices=PEERS, action="append")
     given = parser.parse_args()
     if (given.llama_bench is None) != (given.models is None):
         parser.error("--llama-bench and --models go together")
     torch.set_num_threads(given.threads)
     scratch = Slab(ROOF_BYTES).cut((ROOF_BYTES,), torch.uint8).fill_(1)
-    for format in PEERS:
+    for format in given.format or PEERS:
         print(json.dumps(measured(format, scratch, given)), flush=True)
 
 

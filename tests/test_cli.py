@@ -359,6 +359,8 @@ def test_bench_trace_makes_up_choices_for_a_model_that_is_not_here() -> None:
 )
 def test_bench_trace_explains_what_it_cannot_do(arguments: list[str], status: int, says: str) -> None:
     assert says in error_of(run("bench", "trace", *arguments), status)
+
+
 # --- quantize --------------------------------------------------------------------------------------------------------
 
 

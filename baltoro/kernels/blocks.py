@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def experts(
         raise ValueError(f"chosen holds {int(chosen.min())} .. {int(chosen.max())}, expected 0 .. {E - 1}")
     target = target or ops.chosen_target()
     if target == "torch":
-        for expert in chosen.unique().tolist():  # rising
+        for expert in cast("list[int]", chosen.unique().tolist()):  # rising
             if (place := int(places[expert])) >= 0:
                 _add_torch(x, chosen == expert, weights, shape.views(blocks[place]), onto)
         return

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from baltoro.kernels.formats import Format, Packed
 from baltoro.kernels.slab import ALIGNMENT, Slab, aligned
 from baltoro.model.heads import Heads, PackedHeads
 from baltoro.model.linear import Linear
-from baltoro.model.moe import StackedLinear
+from baltoro.model.moe import MoE, StackedLinear
+from baltoro.model.streamed import StreamedExperts
 from baltoro.model.transformer import Transformer
 from baltoro.weights import fp8, pack
 from baltoro.weights.checkpoint import SCALE, Checkpoint, check
+from baltoro.weights.experts import ExpertStore
 from baltoro.weights.layout import format_of, head_stacks
 from baltoro.weights.save import write
 
@@ -75,11 +77,16 @@ def initialise(config: ModelConfig, *, seed: int, start: Start | None = None) ->
     return model
 
 
-def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Format | None = None) -> Transformer:
+def load(
+    model: str | Path, *, dtype: torch.dtype = torch.float32, format: Format | None = None,
+    expert_memory: int | None = None,
+) -> Transformer:  # fmt: skip
     """A directory or preset -> Transformer for inference, computing in `dtype`.
 
     format: projections and head are packed for the kernels, straight from the file's type; None: parameters in `dtype`.
     A packed checkpoint (`baltoro quantize`) has its format, and is only copied.
+    expert_memory: bytes for routed experts of a packed checkpoint, which are read from it when they are wanted
+    (Transformer.store); None: all are in memory.
     Beside the weights no more than one matrix is in memory, of the file either.
     Raises CheckpointError naming every missing, unexpected or misshapen tensor.
     """
@@ -90,6 +97,8 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
     format = format_to_load(config, format, directory)
     transformer = build(config)
     transformer.dtype = dtype
+    if expert_memory is not None:
+        stream(transformer, checkpoint, expert_memory)
     slab = Slab(packed_bytes(transformer, format)) if format else None
     for name in [name for name, _ in transformer.named_parameters()]:
         module = transformer.get_submodule(name.rpartition(".")[0])
@@ -104,6 +113,21 @@ def load(model: str | Path, *, dtype: torch.dtype = torch.float32, format: Forma
             tensor = _gather(name, tuple(transformer.get_parameter(name).shape), checkpoint, kept)
             module.register_parameter(name.rpartition(".")[2], nn.Parameter(tensor, requires_grad=False))
     return transformer.eval()
+
+
+def stream(transformer: Transformer, checkpoint: Checkpoint, budget_bytes: int) -> None:
+    """Routed experts stay on disk; a store keeps as many as the budget holds."""
+    config = transformer.config
+    if config.packed_format is None:
+        raise CheckpointError(
+            f"{checkpoint.directory} is not packed, and its experts cannot be read one by one",
+            hint="`baltoro quantize SRC DIR --format int4` makes a directory from which they can",
+        )
+    transformer.store = ExpertStore(checkpoint, config, budget_bytes=budget_bytes)
+    for layer, block in enumerate(transformer.model.layers):
+        mixture = block.get_submodule("mlp")
+        if isinstance(mixture, MoE):
+            mixture.experts = cast("Any", StreamedExperts(config, layer, transformer.store))
 
 
 def format_to_load(config: ModelConfig, asked: Format | None, directory: Path) -> Format | None:

@@ -77,6 +77,9 @@ class Experts(nn.Module):
         self.up_proj = StackedLinear(experts, hidden, width)
         self.down_proj = StackedLinear(experts, width, hidden)
 
+    def begin(self, routing: Routing) -> None:
+        """All are here; what stands in for this may have something to read (model/streamed.py)."""
+
     def forward(self, x: Tensor, routing: Routing) -> Tensor:  # (T, D)
         if (three := _three(self)) is not None:
             gate, up, down = three
@@ -146,10 +149,10 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:  # (T, D)
         routing = self.gate(x)
+        self.experts.begin(routing)
+        shared = None if self.shared_experts is None else self.shared_experts(x)
         out = self.experts(x, routing)
-        if self.shared_experts is not None:
-            out = out + self.shared_experts(x)
-        return out, routing
+        return (out if shared is None else out + shared), routing
 
     def onto(self, x: Tensor, h: Tensor) -> tuple[Tensor, Routing]:
         """x plus the mixture of h; where all is packed, as one native call."""

@@ -13,6 +13,7 @@ from baltoro.model.batch import Batch, LatentCache, Layout
 from baltoro.model.linear import Linear, RMSNorm
 from baltoro.model.moe import MLP, MoE, Routing
 from baltoro.model.rope import rotary_table
+from baltoro.weights.experts import ExpertStore
 
 
 @dataclass(slots=True)
@@ -68,6 +69,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = dtype
+        self.store: ExpertStore | None = None  # where routed experts come from that are not parameters
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
 

@@ -49,6 +49,9 @@ class Share(nn.Module):
     def tokens(self, tokens: int) -> int:
         return max(1, round(tokens * self.part))
 
+    def begin(self, routing: Routing) -> None:
+        self.experts.begin(routing)
+
     def forward(self, x: Tensor, routing: Routing) -> Tensor:  # (T, D)
         some = self.tokens(len(x))
         y = torch.zeros_like(x)

@@ -1,0 +1,65 @@
+"""The routed experts of a layer, from a store that has some of them in memory and reads the others."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from baltoro.config import ModelConfig
+from baltoro.kernels import blocks
+from baltoro.model.moe import Routing
+from baltoro.weights.experts import ExpertStore
+
+FEW = 256  # (token, choice) pairs whose results are kept apart, so that experts may come in any order
+
+
+class StreamedExperts(nn.Module):
+    """Stands in for `Experts`, with the same bits: a token's experts are added in the order of their numbers."""
+
+    def __init__(self, config: ModelConfig, layer: int, store: ExpertStore) -> None:
+        super().__init__()
+        self.layer, self.count, self.store = layer, config.n_routed_experts, store
+
+    def begin(self, routing: Routing) -> None:
+        """Reading starts, while something else is computed."""
+        if routing.experts.numel() <= FEW:
+            self.store.begin(self.layer, _wanted(routing))
+
+    def forward(self, x: Tensor, routing: Routing) -> Tensor:  # (T, D)
+        wide = x.float()
+        few = routing.experts.numel() <= FEW
+        return (self._any_order if few else self._in_order)(wide, routing).to(x.dtype)
+
+    def _in_order(self, x: Tensor, routing: Routing) -> Tensor:
+        """Each expert is read once for all tokens, the next ones while these are multiplied with."""
+        y, places = torch.zeros_like(x), torch.full((self.count,), -1)
+        for experts, slots in self.store.take(self.layer, _wanted(routing), in_order=True):
+            places[experts] = torch.tensor(slots)
+            self._add(x, routing.experts, routing.weights, places, y)
+            places[experts] = -1
+        return y
+
+    def _any_order(self, x: Tensor, routing: Routing) -> Tensor:
+        """As they come, each pair of token and expert a row of its own; then the rows are added."""
+        (T, K), D = routing.experts.shape, x.shape[1]
+        rows, chosen, weights = x.repeat_interleave(K, 0), routing.experts.view(-1, 1), routing.weights.view(-1, 1)
+        terms, places = torch.zeros(T * K, D), torch.full((self.count,), -1)
+        for experts, slots in self.store.take(self.layer, _wanted(routing)):
+            places[experts] = torch.tensor(slots)
+            self._add(rows, chosen, weights, places, terms)
+            places[experts] = -1
+        order = routing.experts.argsort(1)  # (T, K)
+        terms = terms.view(T, K, D)
+        y = torch.zeros_like(x)
+        for k in range(K):
+            y += terms[torch.arange(T), order[:, k]]
+        return y
+
+    def _add(self, x: Tensor, chosen: Tensor, weights: Tensor, places: Tensor, onto: Tensor) -> None:
+        blocks.experts(x, chosen, weights, self.store.shape, self.store.blocks, places, onto)
+
+
+def _wanted(routing: Routing) -> list[int]:
+    return cast("list[int]", routing.experts.unique().tolist())  # rising
