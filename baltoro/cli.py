@@ -53,6 +53,17 @@ class WeightFormat(StrEnum):
     int4 = "int4"
 
 
+ExpertMemory = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Memory for routed experts of a packed checkpoint, as 12GiB; the others are read from disk when they are "
+        "wanted. [default: all, or what is free]",
+    ),
+]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", metavar="FILE", help="Record which experts are chosen: `baltoro bench trace`.")
+]
 AnyFormat = Annotated[
     WeightFormat | None,
     typer.Option(help="Keep matrices so. [default: packed and large block-fp8 models as they are, others unpacked]"),
@@ -92,8 +103,11 @@ def _open(
     format: WeightFormat | None,
     max_context: int | None = None,
     max_running: int | None = None,
+    expert_memory: str | None = None,
+    trace: Path | None = None,
 ) -> LLM:
     from baltoro.llm import LLM
+    from baltoro.sizes import parse_bytes
 
     began = time.monotonic()
     typer.echo(f"loading {model} ...", err=True)
@@ -103,8 +117,14 @@ def _open(
         max_running=max_running,
         threads=threads,
         format=format.value if format else None,
+        expert_memory=parse_bytes(expert_memory) if expert_memory else None,
+        trace=trace,
     )
     typer.echo(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens", err=True)
+    if store := llm.engine.store:
+        typer.echo(
+            f"{store.slots:,} experts in {store.budget_bytes / 1e9:.1f} GB, the others are read from disk", err=True
+        )
     return llm
 
 
@@ -128,6 +148,8 @@ def serve(
     max_context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
     max_running: Annotated[int | None, typer.Option(min=1, help="Requests decoded together. [default: 32]")] = None,
     format: AnyFormat = None,
+    expert_memory: ExpertMemory = None,
+    trace: TraceFile = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
 ) -> None:
@@ -139,7 +161,11 @@ def serve(
     from baltoro.server.app import Served, create_app
 
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
-    with closing(_open(model, max_context=max_context, max_running=max_running, threads=threads, format=format)) as llm:
+    opened = _open(
+        model, max_context=max_context, max_running=max_running, threads=threads, format=format,
+        expert_memory=expert_memory, trace=trace,
+    )  # fmt: skip
+    with closing(opened) as llm:
         served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
         url = listen.url(host, sockets[0])
         typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
@@ -172,6 +198,8 @@ def chat(
         typer.Option(help="JSON list of tools as OpenAI declares them; calls are printed, you give results."),
     ] = None,
     format: AnyFormat = None,
+    expert_memory: ExpertMemory = None,
+    trace: TraceFile = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
 ) -> None:
     """Talk to MODEL in the terminal, or ask it one PROMPT.
@@ -194,7 +222,8 @@ def chat(
         max_tokens=max_tokens,
         seed=seed,
     )
-    with closing(_open(model or "nano", threads=threads, format=format)) as llm:
+    opened = _open(model or "nano", threads=threads, format=format, expert_memory=expert_memory, trace=trace)
+    with closing(opened) as llm:
         if prompt is None:
             terminal.converse(llm, request)
         else:
@@ -315,6 +344,7 @@ def forward(
     out: Annotated[Path, typer.Option(help="Where the logits go: NumPy, (T, V), float32.")],
     dtype: Annotated[Dtype, typer.Option(help="What the forward computes in.")] = Dtype.float32,
     format: AnyFormat = None,
+    expert_memory: ExpertMemory = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
 ) -> None:
     """Write the logits of one forward."""
@@ -322,11 +352,17 @@ def forward(
 
     from baltoro.model.batch import Batch
     from baltoro.model.load import load
+    from baltoro.sizes import parse_bytes
 
     tokens = parse_ids(ids)
     if threads is not None:
         torch.set_num_threads(threads)
-    model = load(directory, dtype=getattr(torch, dtype), format=format.value if format else None)
+    model = load(
+        directory,
+        dtype=getattr(torch, dtype),
+        format=format.value if format else None,
+        expert_memory=parse_bytes(expert_memory) if expert_memory else None,
+    )
     beyond = [token for token in tokens if token >= model.config.vocab_size]
     if beyond:
         raise RequestError(f"token id {beyond[0]} is outside the vocabulary of {model.config.vocab_size}", param="ids")

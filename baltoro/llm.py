@@ -95,6 +95,8 @@ class LLM:
         dtype: str | None = None,
         format: Format | None = None,
         threads: int | None = None,
+        expert_memory: int | None = None,
+        trace: Path | None = None,
     ) -> Self:
         """A checkpoint directory or a preset, loaded and running.
 
@@ -102,6 +104,9 @@ class LLM:
         bfloat16 and float32 for all others.
         `format`: what matrices are kept in, see kernels/formats.py. None keeps packed checkpoints and large models in
         block-fp8 as they are, and all others in `dtype`. Packed models cache in bfloat16, others in `dtype`.
+        `expert_memory`: bytes for routed experts of a packed checkpoint; the others are read from disk when they are
+        wanted. None: all, where they fit into what is free, and else what is left beside everything else.
+        `trace`: a new file for which experts are chosen, see weights/trace.py.
         `threads`: CPU threads of this whole process, for torch has one number for all. None: as many as it may use.
         """
         from baltoro import counts
@@ -117,6 +122,8 @@ class LLM:
         from baltoro.engine.engine import Engine, EngineConfig
         from baltoro.kernels import cpus
         from baltoro.model.load import load
+        from baltoro.weights import fit
+        from baltoro.weights.trace import Header, Writer
 
         config = ModelConfig.open(directory)
         tokenizer = Tokenizer.open(directory)
@@ -135,14 +142,18 @@ class LLM:
             token_bytes = counts.cache_bytes_per_token(config, value_bytes=cache_dtype.itemsize)
             enough = running * ((max_context or config.max_position_embeddings) + PAGE_SLACK) * token_bytes
             cache_bytes = max(min(enough, CACHE_BYTES), ((max_context or 1) + PAGE_SLACK) * token_bytes)
+        if expert_memory is None and config.packed_format and config.n_routed_experts:
+            expert_memory = fit.expert_budget(fit.Need.of(config), cache_bytes)
+        recorder = Writer(trace, Header.of(config, Path(model).name)) if trace else None
         engine = Engine(
-            load(directory, dtype=getattr(torch, dtype), format=format),
+            load(directory, dtype=getattr(torch, dtype), format=format, expert_memory=expert_memory),
             EngineConfig(
                 cache_bytes=cache_bytes,
                 cache_dtype=cache_dtype,
                 max_running=running,
                 max_context=max_context,
             ),
+            trace=recorder,
         )
         return cls(engine, tokenizer, str(model))
 

@@ -298,6 +298,20 @@ def test_bench_layers_stops_at_ctrl_c_without_a_traceback(small_layers: Path) ->
     assert "Traceback" not in heard + rest
 
 
+def test_chat_reads_experts_from_disk_and_records_which_were_chosen(tmp_path: Path) -> None:
+    run("quantize", "nano", tmp_path / "packed", "--format", "int8")
+    asked = ("chat", tmp_path / "packed", "What is 2 + 2?", "--temperature", 0)
+    resident = run(*asked)
+    streamed = run(*asked, "--expert-memory", "1MB", "--trace", tmp_path / "trace")
+    assert streamed.stdout == resident.stdout
+    assert re.search(r"\d+ experts in 0.0 GB, the others are read from disk", streamed.stderr)
+    replayed = json.loads(run("bench", "trace", tmp_path / "trace", "--budget", 64, "--policy", "lru", "--json").stdout)
+    assert replayed["uses"] > 64
+    assert "name a file that is not yet there" in error_of(run(*asked, "--trace", tmp_path / "trace"), 1)
+    assert "a number and a unit" in error_of(run(*asked, "--expert-memory", "lots"), 1)
+    assert "is not packed" in error_of(run("chat", "nano", "Hi", "--expert-memory", "1GB"), 1)
+
+
 @pytest.fixture(scope="module")
 def routing(tmp_path_factory: pytest.TempPathFactory) -> Path:
     header = Header(model="small", layers=(1, 2), experts=16, experts_per_token=2, expert_bytes=1000)

@@ -68,6 +68,7 @@ class Model:
 
     def __init__(self) -> None:
         self.config = replace(fake.CONFIG, vocab_size=T.vocab_size, max_position_embeddings=CONTEXT)
+        self.store = None
         self.script: list[int] = []
         self.failure: Exception | None = None
         self.pause_s = 0.0

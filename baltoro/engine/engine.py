@@ -23,6 +23,7 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from baltoro import counts
 from baltoro.config import ModelConfig
@@ -32,7 +33,9 @@ from baltoro.engine.request import FinishReason, Request, Step
 from baltoro.engine.scheduler import Chunk, Scheduler, Sequence
 from baltoro.errors import ContextError, EngineError, RequestError
 from baltoro.model.batch import Batch, LatentCache
-from baltoro.model.transformer import Transformer
+from baltoro.model.transformer import Observed, Transformer
+from baltoro.weights.experts import ExpertStore
+from baltoro.weights.trace import Writer
 
 _log = logging.getLogger(__name__)
 
@@ -76,12 +79,15 @@ class Statistics:
 class Engine:
     """Runs requests on a thread of its own until `stop`. Every method may be called from any thread."""
 
-    def __init__(self, model: Transformer, config: EngineConfig) -> None:
+    def __init__(self, model: Transformer, config: EngineConfig, *, trace: Writer | None = None) -> None:
+        """trace: gets the experts that every forward chose; it and the model's store are closed when the thread ends"""
         num_pages = config.cache_bytes // page_bytes(model.config, config)
         self.max_context = _max_context(model.config, config, num_pages)
         self.vocab_size = model.config.vocab_size
         self._model = model
         self._config = config
+        self._trace = trace
+        self._moe_layers = [layer for layer in range(model.config.num_hidden_layers) if model.config.is_moe(layer)]
         self._cache = LatentCache(
             model.config, num_pages=num_pages, page_tokens=config.page_tokens, dtype=config.cache_dtype
         )
@@ -147,6 +153,11 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop(drain=error is None)
+
+    @property
+    def store(self) -> ExpertStore | None:
+        """Where routed experts come from that are not all in memory."""
+        return self._model.store
 
     @property
     def fault(self) -> str | None:
@@ -218,6 +229,9 @@ class Engine:
         self._scheduler.clear()
         for sequence in left:
             self._report(sequence, Step(None, FinishReason.ERROR, EngineError("the engine has stopped")))
+        for each in (self._trace, self.store):
+            if each is not None:
+                each.close()
 
     def _take_orders(self) -> bool:
         """Sleep until there is something to do; False when the loop is over."""
@@ -240,7 +254,7 @@ class Engine:
     def _step(self, chunks: list[Chunk]) -> None:
         batch = self._pack(chunks)
         try:
-            logits: NDArray[np.float32] = self._model(batch, self._cache).cpu().numpy()
+            logits: NDArray[np.float32] = self._forward(batch).cpu().numpy()
         except (
             Exception
         ) as error:  # out of memory, a broken shard, a bug in a kernel: these requests fail, others go on
@@ -256,6 +270,15 @@ class Engine:
                 row += 1
             if stop - start > 1 or start < len(sequence.request.prompt):
                 self._prefilled += stop - start
+
+    def _forward(self, batch: Batch) -> Tensor:
+        if self._trace is None:
+            return self._model(batch, self._cache)
+        observed = Observed()
+        logits = self._model(batch, self._cache, observed)
+        for layer, chosen in zip(self._moe_layers, observed.chosen, strict=True):
+            self._trace.add(layer, chosen.cpu().numpy())
+        return logits
 
     def _pack(self, chunks: list[Chunk]) -> Batch:
         ids: list[int] = []

@@ -106,14 +106,14 @@ def rows(
         peak_gflops = peak(format, target)
         for tokens in (1, *prefill):
             share = max(1, round(tokens * experts / config.n_routed_experts)) if tokens > 1 else 1
-            yield _row(config, mixture, format, tokens, share, peak_gflops, seconds, target)
+            yield row_of(config, mixture, format, tokens, share, peak_gflops, seconds, target)
 
 
-def _row(
+def row_of(
     config: ModelConfig, mixture: Mixture, format: Format, tokens: int, share: int, peak_gflops: float,
     seconds: float, target: str,
 ) -> Row:  # fmt: skip
-    """share: tokens that go to the experts which are here, K choices each."""
+    """The best of `seconds`. share: tokens that go to the experts which are here, K choices each."""
     experts, chosen = mixture.gate.experts, config.num_experts_per_tok
     assert experts is not None
     generator = torch.Generator().manual_seed(tokens)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from baltoro.config import ModelConfig
-from baltoro.errors import BaltoroError, CheckpointError, ReadError
+from baltoro.errors import BaltoroError, CheckpointError, ReadError, TraceError
 from baltoro.kernels import blocks
 from baltoro.kernels.formats import Format
 from baltoro.kernels.reader import UNIT, File, Reader, Ticket
@@ -33,6 +33,7 @@ from baltoro.weights.checkpoint import Checkpoint
 from baltoro.weights.eviction import Key
 
 POLICY = "pinned-lru"  # docs/numbers.md
+HOT = ".hot-experts.json"  # in the checkpoint's directory
 LEAST_SLOTS = 2  # one is read while another is multiplied with
 
 
@@ -60,7 +61,7 @@ class ExpertStore:
         uses: Counter[Key] | None = None, reader: Reader | None = None,
     ) -> None:  # fmt: skip
         """budget_bytes: of memory for blocks; at least two must fit
-        uses: of earlier runs, for policies that pin
+        uses: of earlier runs, for policies that pin; None: what `close` kept
         """
         self._checkpoint, self._config = checkpoint, config
         first = next(layer for layer in range(config.num_hidden_layers) if config.is_moe(layer))
@@ -75,7 +76,7 @@ class ExpertStore:
             )
         self.budget_bytes = budget_bytes
         self.blocks: Tensor = Slab(slots * block.nbytes).cut((slots, block.nbytes), torch.uint8)
-        self.policy = eviction.make(policy, slots, uses=uses)
+        self.policy = eviction.make(policy, slots, uses=_earlier_uses(checkpoint) if uses is None else uses)
         self.statistics = Statistics()
         self._reader = Reader() if reader is None else reader
         self._files: dict[Path, File] = {}
@@ -135,8 +136,11 @@ class ExpertStore:
                 self._foreseen.add(key)
 
     def close(self) -> None:
-        """Nothing is read or written any more when this returns."""
+        """Nothing is read or written any more when this returns. What was used most is kept for the next run."""
         self._reader.close()
+        if isinstance(self.policy, eviction.Pinned) and self.policy.uses:
+            with suppress(TraceError):  # a directory that may not be written to
+                eviction.write_uses(self._checkpoint.directory / HOT, self._checkpoint.directory.name, self.policy.uses)
 
     def _hold(self, key: Key, *, urgent: bool) -> bool:
         """Keep it until the step is over, and have it read if it is not here; False where there is no room yet."""
@@ -162,7 +166,7 @@ class ExpertStore:
             slot = self._slots.pop(victim)
             self.policy.removed(victim)
         try:
-            file, offset = self._place(key)
+            file, offset = self.locate(key)
             file.check()
             ticket = self._reader.submit(file, offset, self.blocks[slot])
         except BaltoroError:
@@ -208,7 +212,7 @@ class ExpertStore:
         del self._coming[key]
         self.policy.admitted(key)
 
-    def _place(self, key: Key) -> tuple[File, int]:
+    def locate(self, key: Key) -> tuple[File, int]:
         if key not in self._where:
             block = expert_block(self._checkpoint, *key)
             if (block.nbytes, block.parts) != (self.shape.nbytes, self.shape.parts):
@@ -223,9 +227,16 @@ class ExpertStore:
         return self._where[key]
 
 
+def _earlier_uses(checkpoint: Checkpoint) -> Counter[Key] | None:
+    try:
+        return eviction.read_uses(checkpoint.directory / HOT, checkpoint.directory.name)
+    except TraceError:  # there was none, or it is damaged: it is learned anew
+        return None
+
+
 def _shape(config: ModelConfig, block: ExpertBlock) -> blocks.Shape:
     assert block.nbytes % UNIT == 0
     return blocks.Shape(
-        format=cast("Format", config.packed_format), hidden=config.hidden_size, width=config.moe_intermediate_size, nbytes=block.nbytes,
-        parts=block.parts,
+        format=cast("Format", config.packed_format), hidden=config.hidden_size, width=config.moe_intermediate_size,
+        nbytes=block.nbytes, parts=block.parts,
     )  # fmt: skip

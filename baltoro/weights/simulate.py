@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from baltoro.errors import TraceError
+from baltoro.sizes import UNITS
 from baltoro.weights import eviction
 from baltoro.weights.eviction import Key, Policy
 from baltoro.weights.trace import Header, Record
 
 BOUND = "belady"
 NEVER = 2**62
-UNITS = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 Progress = Callable[[int, int], None]  # parts done, of all
 
 

@@ -69,6 +69,7 @@ class HashModel:
 
     def __init__(self, before: Callable[[Batch], None] | None = None) -> None:
         self.config = CONFIG
+        self.store = None
         self.before = before
         self.batches: list[Batch] = []
 

@@ -104,7 +104,7 @@ def test_a_read_that_fails_leaves_the_store_usable(packed: Path, tmp_path: Path)
     store = model.store
     assert store is not None
     shard = expert_block(Checkpoint.open(copy), 3, 11)
-    file = store._place((3, 11))[0]  # opened before it is cut
+    file = store.locate((3, 11))[0]  # opened before it is cut
     whole = shard.shard.stat()
     with shard.shard.open("r+b") as opened:
         tail = shard.shard.read_bytes()[shard.offset :]
