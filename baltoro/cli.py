@@ -5,6 +5,7 @@ Data to stdout, talk to stderr. Exit 0: done; 1: an explained failure; 2: wrong 
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -424,27 +425,34 @@ def bench_kernels(
     ] = "kimi-k2-instruct",
     format: Annotated[list[WeightFormat] | None, typer.Option(help="Repeatable. [default: all four]")] = None,
     tokens: Annotated[list[int] | None, typer.Option(min=2, help="Prompt lengths; repeatable. [default: 512]")] = None,
+    context: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of attention's decode; repeatable. [default: 4096 and 32768]")
+    ] = None,
     experts: Annotated[int, typer.Option(min=8, help="How many experts the layer has here: 48 are 1 to 4 GB.")] = 48,
     seconds: Annotated[float, typer.Option(min=0.1, help="Of repetitions a row; the best one counts.")] = 2.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row, for scripts.")] = False,
 ) -> None:
-    """Run the experts of one layer of MODEL with random weights, beside this machine's roofs.
+    """Run the experts and the attention of one layer of MODEL with random numbers, beside this machine's roofs.
 
-    decode: one token, in GB/s of weights; prefill: a prompt's share, in GFLOP/s.
+    decode: one token, in GB/s of weights; prefill: a prompt's share, in GFLOP/s. mla_decode: attention of one token to
+    --context cached ones; mla_prefill: of a prompt to itself.
     """
     import torch
 
     from baltoro.config import ModelConfig
-    from baltoro.kernels import measure
+    from baltoro.kernels import measure, measure_attention, ops
     from baltoro.kernels.formats import FORMATS, Format
 
     if threads is not None:
         torch.set_num_threads(threads)
     wanted: tuple[Format, ...] = tuple(FORMATS[list(WeightFormat).index(each)] for each in format or WeightFormat)
-    for row in measure.rows(
-        ModelConfig.open(model), wanted, experts=experts, prefill=tuple(tokens or (512,)), seconds=seconds
-    ):
+    config, prompts = ModelConfig.open(model), tuple(tokens or (512,))
+    of_experts = measure.rows(config, wanted, experts=experts, prefill=prompts, seconds=seconds)
+    of_attention = measure_attention.rows(
+        config, contexts=tuple(context or (4096, 32768)), prompts=prompts, seconds=seconds, target=ops.chosen_target()
+    )
+    for row in itertools.chain(of_experts, of_attention):
         typer.echo(json.dumps(asdict(row)) if as_json else measure.line(row))
 
 

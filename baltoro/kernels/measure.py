@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,12 +20,14 @@ from baltoro.kernels import formats, noise, ops
 from baltoro.kernels.formats import FORMATS, Format, Packed
 from baltoro.kernels.slab import Slab, aligned
 
+_Result = TypeVar("_Result")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """One kernel at one size. Bytes are those of the weights that were touched, each counted once."""
 
-    work: str  # decode: one token through a layer's chosen experts; prefill: many tokens
+    work: str  # decode: one token through a layer's chosen experts; prefill: many; mla_*: measure_attention.py
     format: str
     tokens: int
     seconds: float
@@ -40,7 +43,7 @@ class Row:
 
 def line(row: Row) -> str:
     return (
-        f"{row.work:8}{row.format:5}{row.tokens:6} tokens {row.seconds * 1e3:9.2f} ms   "
+        f"{row.work:12}{row.format:5}{row.tokens:7,} tokens {row.seconds * 1e3:9.2f} ms   "
         f"{row.gbps:5.1f} of {row.roof_gbps:5.1f} GB/s ({row.roof_fraction:.2f})   "
         f"{row.gflops:6.0f} of {row.peak_gflops:6.0f} GFLOP/s ({row.peak_fraction:.2f})"
     )
@@ -123,36 +126,33 @@ def row_of(
         orders = list(torch.randperm(experts, generator=generator)[: experts // chosen * chosen].view(-1, 1, chosen))
     else:
         orders = [torch.rand(share, experts, generator=generator).argsort(-1)[:, :chosen] for _ in range(16)]
-    turn = 0
 
-    def layer() -> int:
-        nonlocal turn
+    def layer(turn: int) -> int:
         order = orders[turn % len(orders)]
-        turn += 1
         ops.experts(x, order, weights, mixture.gate, mixture.up, mixture.down, target=target)
         return int((order.flatten().bincount() > 0).sum())
 
     roofs = [read_roof(mixture.gate.data, target)]
-    best, touched = _best(layer, seconds)
+    shortest, touched = best(layer, seconds)
     roofs.append(read_roof(mixture.gate.data, target))
     flops = 2 * 3 * config.hidden_size * config.moe_intermediate_size * chosen * share
-    gbps, gflops = touched * mixture.expert_bytes / best / 1e9, flops / best / 1e9
+    gbps, gflops = touched * mixture.expert_bytes / shortest / 1e9, flops / shortest / 1e9
     return Row(
-        work="decode" if tokens == 1 else "prefill", format=format, tokens=tokens, seconds=best, gbps=gbps,
+        work="decode" if tokens == 1 else "prefill", format=format, tokens=tokens, seconds=shortest, gbps=gbps,
         roof_gbps=max(roofs), roof_fraction=gbps / max(roofs), gflops=gflops, peak_gflops=peak_gflops,
         peak_fraction=gflops / peak_gflops, target=target, threads=torch.get_num_threads(),
     )  # fmt: skip
 
 
-def _best(work: Callable[[], int], seconds: float) -> tuple[float, int]:
-    """The shortest time of one repetition, and what it returned."""
-    work()
-    end = time.perf_counter() + seconds
-    best, found = float("inf"), 0
+def best(work: Callable[[int], _Result], seconds: float) -> tuple[float, _Result]:
+    """The shortest time of one repetition, and what it returned; `work` is told its number."""
+    found, turn = work(0), 1
+    end, shortest = time.perf_counter() + seconds, float("inf")
     while time.perf_counter() < end:
         start = time.perf_counter()
-        result = work()
+        result = work(turn)
         taken = time.perf_counter() - start
-        if taken < best:
-            best, found = taken, result
-    return best, found
+        turn += 1
+        if taken < shortest:
+            shortest, found = taken, result
+    return shortest, found

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from baltoro.errors import BaltoroError
-from baltoro.kernels import measure, ops
+from baltoro.kernels import measure, measure_attention, ops
 from baltoro.kernels.formats import FORMATS, Format, unpack
 from tests import tiny
 
@@ -38,6 +38,18 @@ def test_random_weights_are_numbers_of_either_sign(format: Format) -> None:
         assert w.isfinite().all()
         assert 0.3 < (w > 0).float().mean() < 0.7
         assert w.unique().numel() > 10
+
+
+@native
+def test_rows_of_attention_count_its_bytes_and_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baltoro.kernels.memory.last_cache", lambda: 2**20)
+    config = tiny.config(v_head_dim=32, kv_lora_rank=64, qk_rope_head_dim=16, qk_nope_head_dim=32)
+    heads, target = config.num_attention_heads, ops.chosen_target()
+    decode, prefill = measure_attention.rows(config, contexts=(100,), prompts=(20,), seconds=0.01, target=target)
+    assert (decode.work, decode.tokens, prefill.work, prefill.tokens) == ("mla_decode", 100, "mla_prefill", 20)
+    assert decode.gbps * decode.seconds * 1e9 == pytest.approx(100 * (64 + 16) * 2)
+    assert decode.gflops * decode.seconds * 1e9 == pytest.approx(2 * heads * 100 * (80 + 64))
+    assert prefill.gflops * prefill.seconds * 1e9 == pytest.approx(2 * heads * 210 * (48 + 32))
 
 
 @native
