@@ -117,7 +117,7 @@ class ExpertStore:
                 yield [expert for _, expert in some], [self._slots[key] for key in some]
                 self._held.difference_update(some)
         finally:
-            self._held.difference_update(held)
+            self._held.difference_update(keys)
 
     def begin(self, layer: int, experts: Sequence[int]) -> None:
         """Start to read what `take` will want next in any order, and keep what is here. For a few experts."""
