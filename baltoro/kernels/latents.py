@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baltoro.kernels import ops
 from baltoro.kernels.door import check, target_for
-from baltoro.kernels.formats import Packed, as_matrix
+from baltoro.kernels.formats import Packed
 from baltoro.kernels.norm import rms_norm
 
 DENSE_NUMBERS = 2**20  # of a kv_b that every token may read for itself
@@ -96,41 +96,6 @@ def attend(
         chosen, ops.described("absorbed_keys", absorbed_keys), ops.described("values", values), q.data_ptr(),
         cache.data_ptr(), slots.data_ptr(), edges.data_ptr(), scale, out.data_ptr(), B, H, width - N,
         torch.get_num_threads(),
-    )  # fmt: skip
-    return out
-
-
-def attend_prompt(
-    q: Tensor, keys: Packed, values: Packed, cache: Tensor, slots: Tensor, *, scale: float, target: str | None = None
-) -> Tensor:
-    """Expanded attention of a prompt's new tokens to all that their sequence has in the cache, themselves included.
-
-    The same as `ops.causal_attention` of all keys and values, which are made here for a few heads at a time.
-
-    q:       (T, H, N + R) float32, turned
-    keys, values: stacks (H, N, C) and (H, V, C) in one format
-    slots:   (S,) int64, S >= T: the rows of the positions from 0 on; cache in bf16
-    Returns: (T, H, V) float32
-    """
-    (T, H, width), N, C, V, S = q.shape, keys.outputs, keys.inputs, values.outputs, len(slots)
-    R, chosen = width - N, target_for(target, q)
-    check("slots", slots, torch.int64, (S,))
-    check("cache", cache, torch.bfloat16, (cache.shape[0], C + R))
-    if values.inputs != C or (values.format, values.group) != (keys.format, keys.group) or S < T or T < 1 or R < 1:
-        raise ValueError(f"q {tuple(q.shape)}, keys ({N}, {C}), values ({V}, {values.inputs}), {S} slots do not fit")
-    if chosen == "torch":
-        seen = cache[slots].float()  # (S, C + R)
-        k, v = (ops.matmul(seen[:, :C], as_matrix(w), target="torch").view(S, H, -1) for w in (keys, values))
-        k = torch.cat((k, seen[:, None, C:].expand(-1, H, -1)), dim=-1)
-        return ops.causal_attention(q, k.bfloat16(), v.bfloat16(), scale=scale, target="torch")
-    ops.check_packed("keys", keys, H)
-    ops.check_packed("values", values, H)
-    if width % 4 or V % ops.COLUMNS or not cache.is_contiguous():
-        raise ValueError(f"heads of {width} and {V} numbers, expected multiples of 4 and {ops.COLUMNS}")
-    slots, q, out = checked_slots("slots", slots, S, cache), q.contiguous(), torch.empty(T, H, V)
-    ops.native().mla_prefill(
-        chosen, ops.described("keys", keys), ops.described("values", values), q.data_ptr(), cache.data_ptr(),
-        slots.data_ptr(), scale, out.data_ptr(), T, S, H, R, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

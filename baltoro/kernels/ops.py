@@ -209,6 +209,51 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, target: s
     return out
 
 
+def mla_prefill(
+    q: Tensor, keys: Packed, values: Packed, cache: Tensor, slots: Tensor, *, scale: float, target: str | None = None
+) -> Tensor:
+    """Expanded attention of a prompt's new tokens to all that their sequence has in the cache, themselves included.
+
+    The bits of `causal_attention` of all keys and values, which are made here for a few heads at a time.
+
+    q:       (T, H, N + R) float32, rounded to bf16; the last T of the S positions, T >= 1
+    keys, values: stacks (H, N, C) and (H, V, C) in one format; N + R a multiple of 4, V of 32
+    cache:   (any, C + R) bf16: the latent, then the shared key
+    slots:   (S,) int64, the rows of the positions from 0 on
+    Returns: (T, H, V) float32
+    """
+    (T, H, width), (rows, row), S = _sizes("q", q, 3), _sizes("cache", cache, 2), slots.numel()
+    check_packed("keys", keys, H)
+    check_packed("values", values, H)
+    N, C, V, R = keys.outputs, keys.inputs, values.outputs, width - keys.outputs
+    if (values.inputs, values.format, values.group) != (C, keys.format, keys.group):
+        raise ValueError(f"keys {_shape(keys)} and values {_shape(values)} are not of one latent")
+    if S < T or T < 1 or H < 1 or R < 1 or row != C + R or width % 4 or V % COLUMNS:
+        raise ValueError(
+            f"q {tuple(q.shape)}, keys ({N}, {C}), values ({V}, {C}), cache {tuple(cache.shape)}, {S} slots: expected "
+            f"S >= T >= 1, heads of N + R, a multiple of 4, cached rows of C + R, and V a multiple of {COLUMNS}"
+        )
+    _check("q", q, torch.float32, (T, H, width))
+    _check("cache", cache, torch.bfloat16, (rows, row))
+    _check("slots", slots, torch.int64, (S,))
+    _check_scale(scale)
+    target = _target(target, ("q", q), ("keys", keys.data), ("values", values.data), ("cache", cache), ("slots", slots))
+    _check_range("slots", slots, rows)
+    if target == "torch":
+        seen = cache[slots].float()  # (S, C + R)
+        latent = seen[:, :C]
+        k, v = (torch.stack([_matmul_torch(latent, _of_expert(w, h)) for h in range(H)], 1) for w in (keys, values))
+        k = torch.cat((k, seen[:, None, C:].expand(-1, H, -1)), dim=-1)
+        return _causal_attention_torch(q, k.bfloat16(), v.bfloat16(), scale)
+    assert _native is not None
+    q, cache, slots, out = _plain(q), _plain(cache), _plain(slots), q.new_empty(T, H, V)
+    _native.mla_prefill(
+        target, described("keys", keys), described("values", values), q.data_ptr(), cache.data_ptr(),
+        slots.data_ptr(), scale, out.data_ptr(), T, S, H, R, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 # --- checks: native code reads addresses, so what it is told about them must be true, with `python -O` too ------------
 
 

@@ -126,7 +126,7 @@ class Attention(nn.Module):
         context = q.new_empty(*q.shape[:2], config.v_head_dim)
         for chunk in layout.chunks:
             if native and packed is not None:
-                context[chunk.rows] = latents.attend_prompt(
+                context[chunk.rows] = ops.mla_prefill(
                     q[chunk.rows].float(), packed.keys, packed.values, slots, chunk.read_slots, scale=self.scale
                 ).to(q.dtype)
                 continue

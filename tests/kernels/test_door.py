@@ -90,9 +90,29 @@ def causals(draw: st.DrawFn) -> Case:
     return {"q": randn(seed, T, H, key), "k": k, "v": v, "scale": draw(st.floats(0.01, 3))}
 
 
+@st.composite
+def prompts(draw: st.DrawFn) -> Case:
+    format, seed, H = draw(st.sampled_from(FORMATS)), draw(seeds), draw(st.integers(1, 3))
+    T, past, C, N, R = (
+        draw(st.integers(1, 40)),
+        draw(st.integers(0, 5)),
+        8 * draw(small),
+        4 * draw(small),
+        4 * draw(small),
+    )
+    rows = T + past + draw(small)
+    return {
+        "q": randn(seed, T, H, N + R), "keys": packed(format, seed + 1, H, N, C),
+        "values": packed(format, seed + 2, H, 32 * draw(st.integers(1, 2)), C),
+        "cache": randn(seed + 3, rows, C + R).bfloat16(),
+        "slots": torch.randint(0, rows, (T + past,), generator=torch.Generator().manual_seed(seed)),
+        "scale": draw(st.floats(0.01, 3)),
+    }  # fmt: skip
+
+
 DOORS: dict[str, st.SearchStrategy[Case]] = {
     "matmul": products(), "matmul_each": each_products(), "experts": mixtures(), "mla_decode": decodes(),
-    "causal_attention": causals(),
+    "causal_attention": causals(), "mla_prefill": prompts(),
 }  # fmt: skip
 
 # --- what can be done to an argument ---------------------------------------------------------------------------------
@@ -226,7 +246,7 @@ def assert_same(door: str, found: Tensor, twin: Tensor) -> None:
     assert found.dtype is torch.float32
     finite = twin.isfinite()
     assert found.isfinite()[finite].all()
-    assert door in ("mla_decode", "causal_attention") or not found.isfinite()[~finite].any()
+    assert door in ("mla_decode", "causal_attention", "mla_prefill") or not found.isfinite()[~finite].any()
     found, twin = found[finite].double(), twin[finite].double()
     assert (found - twin).norm() <= 3e-2 * twin.norm() + 1e-6
 

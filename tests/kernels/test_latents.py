@@ -132,8 +132,8 @@ def test_a_prompt_attends_as_to_all_its_keys_and_values(
     expected = ops.causal_attention(q, k.bfloat16(), v.bfloat16(), scale=0.2, target=native)
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert torch.equal(latents.attend_prompt(q, keys, values, cache, slots, scale=0.2, target=native), expected)
-    twin = latents.attend_prompt(q, keys, values, cache, slots, scale=0.2, target="torch")
+        assert torch.equal(ops.mla_prefill(q, keys, values, cache, slots, scale=0.2, target=native), expected)
+    twin = ops.mla_prefill(q, keys, values, cache, slots, scale=0.2, target="torch")
     torch.testing.assert_close(expected, twin, rtol=2e-2, atol=2e-2)  # queries and weights of 8 bits
 
 
@@ -147,16 +147,6 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         latents.keep(torch.zeros(2, 12), torch.ones(7), 1e-6, cos, sin, cache, slots)
     with pytest.raises(ValueError, match=r"cos is torch.float32 \(2, 2\)"):
         latents.turn(torch.zeros(3, 2, 8), cos, sin)
-    keys, values = stack("int8", 2, 16, 32, seed=0), stack("int8", 2, 32, 32, seed=1)
-    prompt = {"q": torch.zeros(2, 2, 20), "cache": torch.zeros(9, 36).bfloat16(), "slots": torch.arange(3)}
-    for change, named in [
-        ({"slots": torch.tensor([0, 9])}, r"slots hold 0 .. 9, the cache has 9 rows"),
-        ({"slots": torch.tensor([0])}, "1 slots do not fit"),
-        ({"cache": torch.zeros(9, 40).bfloat16()}, r"cache is torch.bfloat16 \(9, 40\)"),
-        ({"q": torch.zeros(2, 2, 21), "cache": torch.zeros(9, 37).bfloat16()}, "heads of 21 and 32 numbers"),
-    ]:
-        with pytest.raises(ValueError, match=named):
-            latents.attend_prompt(**(prompt | change), keys=keys, values=values, scale=1.0)
     kv_b = torch.zeros(2, 9, 8)
     with pytest.raises(ValueError, match=r"slots hold 0 .. 9"):
         latents.attend_dense(torch.zeros(1, 2, 8), kv_b, cache, slots, edges, scale=1.0)
