@@ -155,7 +155,7 @@ def serve(
 ) -> None:
     """Serve MODEL over the API of OpenAI.
 
-    POST /v1/chat/completions and /v1/completions, plain and streamed; GET /v1/models, /health and /docs.
+    POST /v1/chat/completions and /v1/completions, plain and streamed; GET /v1/models, /health, /stats and /docs.
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app

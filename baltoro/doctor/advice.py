@@ -14,6 +14,7 @@ from baltoro.doctor.facts import Facts, Replay, Roof
 LEAST_GAIN = 0.03  # below that it is noise
 EXPLAINED = 0.5  # of the time that is not waited: what memory or arithmetic must explain for a remedy to count
 FEW_HUGE_PAGES = 0.5  # of the memory they were asked for
+MUCH_QUEUED = 0.1  # of the time
 LARGE_BYTES = 2**28  # of memory: below, huge pages matter little
 
 
@@ -58,7 +59,7 @@ def _memory(facts: Facts) -> list[Advice]:
     if store is None or not facts.replays:
         return []
     now, *others = [each for each in facts.replays if each.format == facts.format]
-    free = facts.process.free_bytes
+    free = facts.spare_bytes
     found: list[Advice] = []
     for affordable in (True, False):
         some = [each for each in others if (each.budget_bytes - now.budget_bytes <= free) == affordable]
@@ -74,7 +75,7 @@ def _memory(facts: Facts) -> list[Advice]:
             Advice(
                 change=change,
                 because=f"hit rate {now.hit_rate:.0%} -> {enough.hit_rate:.0%}, replayed on this run's own choices; "
-                f"{more / 1e9:.1f} GB more, of {free / 1e9:.1f} GB that are free",
+                f"{more / 1e9:.1f} GB more, of {free / 1e9:.1f} GB to spare",
                 tokens_per_s=_with(facts, enough),
             )
         )
@@ -146,6 +147,9 @@ def _system(facts: Facts) -> list[Advice]:
             f"{huge / 1e9:.2f} GB are in huge pages, weights take {asked / 1e9:.2f}; setting: {process.huge_pages}"
         )
         found.append(("huge pages: see /sys/kernel/mm/transparent_hugepage/enabled", because))
+    if facts.queued_s is not None and facts.queued_s > MUCH_QUEUED * facts.seconds:
+        share = f"{facts.queued_s / facts.seconds:.0%} of the time a thread was ready and others had the CPUs"
+        found.append(("fewer programs beside, or fewer --threads", share))
     if process.swapped_bytes:
         because = f"{process.swapped_bytes / 1e9:.2f} GB of this process are swapped out"
         found.append(("less --expert-memory, or fewer programs beside", because))

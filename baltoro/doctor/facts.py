@@ -91,6 +91,7 @@ class Facts:
     prompt_s: float
     tokens: int  # decoded and measured
     seconds: float
+    queued_s: float | None  # of them, that a thread waited for a CPU which others had, on average; None: not known
     resident_bytes: int  # weights that every token is multiplied with
     expert_bytes: int  # routed experts that one token chooses
     cache_bytes: int  # latents that it attends to
@@ -104,6 +105,7 @@ class Facts:
     replays: tuple[Replay, ...]  # the budget of this run first
     smaller_formats: tuple[tuple[str, float], ...]  # name, its bytes a token as a share of what they are
     process: Process
+    spare_bytes: int  # free memory that experts could have beside those of this run
 
     @property
     def memory_bytes(self) -> int:

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from baltoro import counts
+from baltoro.chat.messages import Message
+from baltoro.chat.template import render
 from baltoro.config import resolve
 from baltoro.doctor import process, reads, roofs
 from baltoro.doctor.facts import Facts, Store
@@ -25,11 +27,11 @@ from baltoro.errors import BaltoroError, ContextError
 from baltoro.kernels import cpus, memory
 from baltoro.kernels.formats import Format
 from baltoro.llm import LLM
+from baltoro.weights import fit
 from baltoro.weights.checkpoint import Checkpoint
 from baltoro.weights.display import Display
 from baltoro.weights.eviction import Key, Pinned
 from baltoro.weights.experts import ExpertStore, Statistics
-from baltoro.weights.fit import MARGIN
 from baltoro.weights.trace import Reader
 
 PROMPT = (
@@ -55,10 +57,11 @@ class Unending:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """When a token was chosen, and what the store had done by then."""
+    """When a token was chosen, and what had happened by then."""
 
     at: float
     store: Statistics | None
+    queued_s: float | None = None  # of the first and the last that are measured
 
 
 def gather(
@@ -76,7 +79,7 @@ def gather(
             llm.close()
         if facts.store is None:
             return facts
-        affordable = facts.store.slots + max(0, facts.process.free_bytes - MARGIN) // facts.store.block_bytes
+        affordable = facts.store.slots + facts.spare_bytes // facts.store.block_bytes
         found = replays(
             Reader(trace), llm.engine.model.config, format=facts.format, slots=facts.store.slots,
             block_bytes=facts.store.block_bytes, affordable=affordable, warm_steps=tokens, earlier=earlier,
@@ -92,7 +95,7 @@ def _run(llm: LLM, name: str, tokens: int, load_s: float, say: Say) -> tuple[Fac
     if store is not None:
         store.remembers = False  # a prompt of ours says nothing of what its user asks
     earlier = Counter(store.policy.uses) if store and isinstance(store.policy, Pinned) else Counter[Key]()
-    prompt = llm.encode(PROMPT)
+    prompt = render((Message(role="user", content=PROMPT),), ()).ids(llm.tokenizer)
     if len(prompt) + 2 * tokens > engine.max_context:
         raise ContextError(
             f"a prompt of {len(prompt)} tokens and twice {tokens} more, but the context holds {engine.max_context}",
@@ -107,7 +110,7 @@ def _run(llm: LLM, name: str, tokens: int, load_s: float, say: Say) -> tuple[Fac
     began = time.perf_counter()
     moments = _decode(engine, prompt, 2 * tokens, Unending(engine.vocab_size, llm.tokenizer.stop_ids))
     start, end = moments[tokens - 1], moments[-1]
-    read = reads.of(model)
+    read, found = reads.of(model), process.look()
     context = len(prompt) + tokens + tokens // 2
     facts = Facts(
         model=name,
@@ -118,6 +121,7 @@ def _run(llm: LLM, name: str, tokens: int, load_s: float, say: Say) -> tuple[Fac
         prompt_s=moments[0].at - began,
         tokens=tokens,
         seconds=end.at - start.at,
+        queued_s=None if start.queued_s is None or end.queued_s is None else (end.queued_s - start.queued_s) / threads,
         resident_bytes=read.resident,
         expert_bytes=read.experts,
         cache_bytes=context * engine.cache_token_bytes,
@@ -130,18 +134,24 @@ def _run(llm: LLM, name: str, tokens: int, load_s: float, say: Say) -> tuple[Fac
         store=_between(store, reads.mixtures(config) * config.n_routed_experts, start, end),
         replays=(),
         smaller_formats=reads.smaller_formats(config, format, read),
-        process=process.look(),
+        process=found,
+        spare_bytes=max(0, found.free_bytes - fit.margin(found.free_bytes) - _unfilled(store, end)),
     )
     return facts, earlier
 
 
 def _decode(engine: Engine, prompt: list[int], tokens: int, constraint: Unending) -> list[Moment]:
-    """When each came. They are drawn: the likeliest ones would soon go in circles, and their experts with them."""
+    """When each came; the second half is what is measured.
+
+    They are drawn: the likeliest ones would soon go in circles, and their experts with them.
+    """
     moments: list[Moment] = []
     steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
 
     def sink(step: Step) -> None:  # on the engine's thread, which is the store's
-        moments.append(Moment(time.perf_counter(), replace(engine.store.statistics) if engine.store else None))
+        queued_s = process.queued_s() if len(moments) in (tokens // 2 - 1, tokens - 1) else None
+        store = replace(engine.store.statistics) if engine.store else None
+        moments.append(Moment(time.perf_counter(), store, queued_s))
         steps.put(step)
 
     sampling = SamplingParams(max_tokens=tokens, temperature=1.0, seed=0)
@@ -153,6 +163,13 @@ def _decode(engine: Engine, prompt: list[int], tokens: int, constraint: Unending
                 raise step.error or BaltoroError("the model stopped")
             shown.update(done + 1, tokens)
     return moments
+
+
+def _unfilled(store: ExpertStore | None, end: Moment) -> int:
+    """Bytes of slots that nothing was read to: the system still counts them as free."""
+    if store is None or end.store is None:
+        return 0
+    return max(0, store.blocks.nbytes - end.store.bytes_read)
 
 
 def _between(store: ExpertStore | None, all_slots: int, start: Moment, end: Moment) -> Store | None:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from baltoro.doctor.advice import EXPLAINED, Advice, advice
 from baltoro.doctor.facts import Facts
 
+OTHERS = 0.25  # of the time
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
@@ -27,7 +29,7 @@ class Limit:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     limits: tuple[Limit, ...]  # the slowest first
-    binding: str  # memory, compute, disk, overhead; unknown where nothing could be measured
+    binding: str  # memory, compute, disk, others, overhead; unknown where nothing could be measured
     expected_tokens_per_s: tuple[float, float] | None  # where nothing overlaps, where everything does
     tokens_per_s: float
     waited_share: float  # of the time, for the disk
@@ -69,4 +71,6 @@ def _binding(facts: Facts, limits: tuple[Limit, ...]) -> str:
     if facts.waited_s > EXPLAINED * facts.seconds:
         return "disk"
     slowest = limits[0]
-    return slowest.resource if facts.tokens_per_s >= EXPLAINED * slowest.tokens_per_s else "overhead"
+    if facts.tokens_per_s >= EXPLAINED * slowest.tokens_per_s:
+        return slowest.resource
+    return "others" if (facts.queued_s or 0.0) > OTHERS * facts.seconds else "overhead"

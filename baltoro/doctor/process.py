@@ -34,6 +34,15 @@ def look(proc: Path = PROC, huge_pages: Path = HUGE_PAGES) -> Process:
     )
 
 
+def queued_s(proc: Path = PROC) -> float | None:
+    """Since the start, of all threads of this process: ready to run, while others had the CPUs."""
+    found: list[float] = []
+    for task in (proc / "self" / "task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a thread that has just ended
+            found.append(int(task.read_text(encoding="ascii").split()[1]) / 1e9)
+    return sum(found) if found else None
+
+
 def _fields(path: Path) -> dict[str, int]:
     """`Name:   123 kB` -> bytes."""
     with contextlib.suppress(OSError):

@@ -17,6 +17,8 @@ from baltoro.model.moe import StackedLinear
 from baltoro.model.transformer import Transformer
 from baltoro.weights.fit import Need
 
+SMALLER = 0.9  # of the bytes: what is hardly smaller is no advice
+
 
 class Reads(NamedTuple):
     resident: int  # bytes that every token reads
@@ -59,7 +61,7 @@ def smaller_formats(config: ModelConfig, format: str, reads: Reads) -> tuple[tup
     packed = {name: found for name in FORMATS if (found := _packed_reads(config, name)) is not None}
     now = sum(packed.get(format, reads))
     shares = [(name, sum(found) / now) for name, found in packed.items()]
-    return tuple(sorted(((name, share) for name, share in shares if share < 1), key=lambda each: each[1]))
+    return tuple(sorted(((name, share) for name, share in shares if share < SMALLER), key=lambda each: each[1]))
 
 
 def block_bytes(config: ModelConfig, format: Format) -> int:

@@ -11,7 +11,8 @@ BINDS = {
     "memory": "reading weights from memory",
     "compute": "arithmetic",
     "disk": "waiting for experts from the disk",
-    "overhead": "none of these alone: the work between products (Python, small steps, other programs)",
+    "others": "other programs, which have the CPUs",
+    "overhead": "none of these: the work between products (Python, small steps)",
     "unknown": "not measured: there are no native kernels",
 }
 
@@ -79,7 +80,8 @@ def _store(facts: Facts, verdict: Verdict) -> Iterator[str]:
 
 def _process(facts: Facts) -> Iterator[str]:
     process = facts.process
-    yield f"CPUs      {facts.threads} threads, {process.usable_cpus} usable of {process.cpus}; {_target(facts)}"
+    queued = "" if facts.queued_s is None else f"; {facts.queued_s / facts.seconds:.0%} of the time others had them"
+    yield f"CPUs      {facts.threads} threads, {process.usable_cpus} usable of {process.cpus}{queued}; {_target(facts)}"
     known = [f"{size(process.free_bytes)} of {size(process.ram_bytes)} free"]
     if process.page_cache_bytes is not None:
         known.append(f"{size(process.page_cache_bytes)} page cache")
