@@ -33,7 +33,7 @@ def replays(
     both = Uses.of(header, _first(records, warm_steps)), Uses.of(header, records)
     every = len(header.layers) * header.experts
     counts = [slots, *sorted({min(every, count) for count in (*(int(slots * by) for by in LARGER), affordable, every)})]
-    wanted = [(count, format, block_bytes) for count in counts if count == slots or count > slots]
+    wanted = [(count, format, block_bytes) for count in counts if count >= slots]
     for name in FORMATS:
         if name in smaller:
             size = reads.block_bytes(config, name)

@@ -13,13 +13,12 @@ BINDS = {
     "disk": "waiting for experts from the disk",
     "others": "other programs, which have the CPUs",
     "overhead": "none of these: the work between products (Python, small steps)",
-    "unknown": "not measured: there are no native kernels",
+    "unknown": "not known: torch does the work, whose roofs are not measured",
 }
 
 
 def lines(facts: Facts, verdict: Verdict) -> Iterator[str]:
-    threads = f"{facts.threads} thread{'s' if facts.threads > 1 else ''}"
-    yield f"{facts.model}, {facts.format}, {threads}: {verdict.tokens_per_s:.2f} tokens/s measured"
+    yield f"{facts.model}, {facts.format}, {_threads(facts)}: {verdict.tokens_per_s:.2f} tokens/s measured"
     if verdict.expected_tokens_per_s:
         least, most = verdict.expected_tokens_per_s
         yield f"expected  {least:.2f} tokens/s where nothing overlaps, at most {most:.2f}"
@@ -81,7 +80,7 @@ def _store(facts: Facts, verdict: Verdict) -> Iterator[str]:
 def _process(facts: Facts) -> Iterator[str]:
     process = facts.process
     queued = "" if facts.queued_s is None else f"; {facts.queued_s / facts.seconds:.0%} of the time others had them"
-    yield f"CPUs      {facts.threads} threads, {process.usable_cpus} usable of {process.cpus}{queued}; {_target(facts)}"
+    yield f"CPUs      {_threads(facts)}, {process.usable_cpus} usable of {process.cpus}{queued}; {_target(facts)}"
     known = [f"{size(process.free_bytes)} of {size(process.ram_bytes)} free"]
     if process.page_cache_bytes is not None:
         known.append(f"{size(process.page_cache_bytes)} page cache")
@@ -91,6 +90,10 @@ def _process(facts: Facts) -> Iterator[str]:
         share = f"{size(process.huge_bytes)} of its {size(process.anonymous_bytes)} in huge pages"
         known.append(f"{share} (setting: {process.huge_pages or 'none'})")
     yield f"memory    {', '.join(known)}"
+
+
+def _threads(facts: Facts) -> str:
+    return f"{facts.threads} thread{'s' if facts.threads > 1 else ''}"
 
 
 def _target(facts: Facts) -> str:
