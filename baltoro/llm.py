@@ -14,6 +14,7 @@ import queue
 import re
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
@@ -26,6 +27,7 @@ from baltoro.chat.messages import (
     CompletionRequest,
     Delta,
     Finished,
+    Json,
     TextDelta,
     TokenDelta,
     Usage,
@@ -70,6 +72,8 @@ class ChatModel(Protocol):
     def encode(self, text: str) -> list[int]: ...  # as a completion reads its prompt
 
     def unhealthy(self) -> str | None: ...  # why it does not answer; None while it does
+
+    def statistics(self) -> dict[str, Json]: ...  # what `GET /stats` says of engine and expert store
 
     def close(self) -> None: ...
 
@@ -164,6 +168,14 @@ class LLM:
     def unhealthy(self) -> str | None:
         """Why the engine does not answer; None while it does."""
         return self.engine.fault
+
+    def statistics(self) -> dict[str, Json]:
+        """Since the start. `store` is None where every expert is in memory."""
+        store = self.engine.store
+        used: dict[str, Json] | None = None
+        if store is not None:
+            used = {"slots": store.slots, "budget_bytes": store.budget_bytes, **asdict(store.statistics)}
+        return {"max_context": self.max_context, "engine": asdict(self.engine.statistics()), "store": used}
 
     def close(self) -> None:
         """Requests under way end with an error; a server drains before it calls this."""
@@ -310,6 +322,10 @@ class ScriptedLLM:
 
     def unhealthy(self) -> str | None:
         return None
+
+    def statistics(self) -> dict[str, Json]:
+        """There is no engine."""
+        return {"max_context": self.max_context, "engine": None, "store": None}
 
     def close(self) -> None:
         """Nothing to release."""

@@ -57,7 +57,7 @@ def error_of(result: Result, status: int = 1) -> str:
 
 def test_help_lists_every_command() -> None:
     printed = subprocess.run([*BALTORO, "--help"], capture_output=True, text=True, check=True).stdout
-    for command in ["chat", "serve", "info", "fetch", "quantize", "forward", "pretrain", "sft"]:
+    for command in ["chat", "serve", "info", "fetch", "quantize", "forward", "doctor", "pretrain", "sft"]:
         assert re.search(rf"^  {command} ", printed, re.MULTILINE)
 
 
@@ -411,3 +411,26 @@ def test_ctrl_c_ends_quantize_with_130_and_says_how_to_go_on(tmp_path: Path, mon
     left = run("quantize", "nano", tmp_path / "packed", "--format", "int4")
     assert left.returncode == 130 and left.stdout == ""
     assert "the same command goes on" in left.stderr
+
+
+def test_doctor_prints_a_report_or_one_json_object(tiny_checkpoint: Path) -> None:
+    result = run("doctor", tiny_checkpoint, "--tokens", 2, "--threads", 1, "--json")
+    document = json.loads(result.stdout)
+    assert document["facts"]["tokens"] == 2 and document["verdict"]["tokens_per_s"] > 0
+    assert "loading" in result.stderr
+    printed = run("doctor", tiny_checkpoint, "--tokens", 2, "--threads", 1).stdout
+    assert re.search(r"tokens/s measured\n", printed) and re.search(r"^binding +\w", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["tiny", "--url", "http://127.0.0.1:1"], 2, "a server that has its own model"),
+        (["--seconds", "1"], 2, "goes with --url"),
+        (["--url", "http://127.0.0.1:1"], 1, "does not answer"),
+        (["kimi-k2-instruct"], 1, "a config without weights"),
+        (["nano", "--expert-memory", "1GB"], 1, "is not packed"),
+    ],
+)
+def test_doctor_explains_what_it_cannot_do(arguments: list[str], status: int, says: str) -> None:
+    assert says in error_of(run("doctor", *arguments), status)

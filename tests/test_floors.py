@@ -21,7 +21,7 @@ FLOORS = [
     {"engine"},
     {"answer"},
     {"llm"},
-    {"agent", "server"},
+    {"agent", "server", "doctor"},
     {"eval"},
     {"train"},
     {"terminal"},

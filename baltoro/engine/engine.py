@@ -155,6 +155,16 @@ class Engine:
         self.stop(drain=error is None)
 
     @property
+    def cache_token_bytes(self) -> int:
+        """Of the latents of one token, over all layers."""
+        return page_bytes(self._model.config, self._config) // self._config.page_tokens
+
+    @property
+    def model(self) -> Transformer:
+        """To look at: only the engine's thread runs it."""
+        return self._model
+
+    @property
     def store(self) -> ExpertStore | None:
         """Where routed experts come from that are not all in memory."""
         return self._model.store

@@ -114,6 +114,15 @@ def create_app(served: Served) -> ASGIApp:
             return JSONResponse({"status": "ok", "model": served.names[0]})
         return _answer(EngineError(reason))
 
+    @router.get("/stats")
+    async def stats() -> Response:
+        """Counters of the engine and of its expert store since the start; `clock_s` tells the time between two looks.
+
+        A use of the store is an expert of one layer in one step: `hits` were in memory, `misses` came from disk,
+        `foreseen` of them had been asked for before; `waited_s` is the time without anything to multiply.
+        """
+        return JSONResponse({"model": served.names[0], "clock_s": time.monotonic(), **served.llm.statistics()})
+
     @router.get("/v1/models")
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [_model_card(served, name) for name in served.names]})

@@ -78,6 +78,7 @@ class ExpertStore:
         self.blocks: Tensor = Slab(slots * block.nbytes).cut((slots, block.nbytes), torch.uint8)
         self.policy = eviction.make(policy, slots, uses=_earlier_uses(checkpoint) if uses is None else uses)
         self.statistics = Statistics()
+        self.remembers = True  # whether `close` keeps what was used most
         self._reader = Reader() if reader is None else reader
         self._files: dict[Path, File] = {}
         self._where: dict[Key, tuple[File, int]] = {}
@@ -138,7 +139,7 @@ class ExpertStore:
     def close(self) -> None:
         """Nothing is read or written any more when this returns. What was used most is kept for the next run."""
         self._reader.close()
-        if isinstance(self.policy, eviction.Pinned) and self.policy.uses:
+        if self.remembers and isinstance(self.policy, eviction.Pinned) and self.policy.uses:
             with suppress(TraceError):  # a directory that may not be written to
                 eviction.write_uses(self._checkpoint.directory / HOT, self._checkpoint.directory.name, self.policy.uses)
 

@@ -34,14 +34,18 @@ class Need:
 def expert_budget(need: Need, cache_bytes: int, *, free: int | None = None) -> int | None:
     """Bytes for experts beside what is resident and the latent cache; None where all experts fit."""
     free = memory.free() if free is None else free
-    margin = min(MARGIN, free // 8)  # small machines run small models
-    left = free - need.resident - cache_bytes - margin
+    left = free - need.resident - cache_bytes - margin(free)
     if left >= need.experts:
         return None
     if left <= 0:
         raise BaltoroError(
             f"{need.resident / 1e9:.1f} GB of weights that every token needs, {cache_bytes / 1e9:.1f} GB of cache and "
-            f"{margin / 1e9:.1f} GB to work in do not fit into the {free / 1e9:.1f} GB that are free",
+            f"{margin(free) / 1e9:.1f} GB to work in do not fit into the {free / 1e9:.1f} GB that are free",
             hint="a smaller --max-context, or a checkpoint quantized to int4",
         )
     return left
+
+
+def margin(free: int) -> int:
+    """Of free bytes, those that experts do not get: small machines run small models."""
+    return min(MARGIN, free // 8)

@@ -36,6 +36,9 @@ class Script:
     def unhealthy(self) -> str | None:
         return self.fault
 
+    def statistics(self) -> dict[str, Any]:
+        return {"max_context": self.max_context, "engine": {"steps": len(self.requests)}, "store": None}
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 

@@ -40,6 +40,12 @@ def test_health_asks_the_engine_and_not_the_socket(server: Address, script: Scri
     assert "700 s" in error_of(response)["message"]
 
 
+def test_stats_counts_and_tells_the_time(server: Address, script: Script) -> None:
+    first, second = (server.http.get("/stats").json() for _ in range(2))
+    assert first["model"] == "tiny" and first["engine"] == {"steps": 0} and first["store"] is None
+    assert first["clock_s"] < second["clock_s"]
+
+
 def test_models_lists_every_name_the_honest_one_first(server: Address) -> None:
     models = server.openai.models.list().data
     assert [model.id for model in models] == ["tiny", "moonshotai/Kimi-K2-Instruct"]

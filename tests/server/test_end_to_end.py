@@ -15,6 +15,7 @@ import jsonschema
 import openai
 import pytest
 
+from baltoro.doctor import live
 from baltoro.llm import LLM
 from baltoro.server.openai import ChatBody, chat_request
 
@@ -64,6 +65,18 @@ def test_http_says_what_the_library_says(server: openai.OpenAI, tiny_checkpoint:
     llm.close()
     choice = server.chat.completions.create(**body).choices[0]
     assert (choice.message.content or None, choice.finish_reason) == (answer.content, answer.reason)
+
+
+def test_stats_count_what_was_computed_and_doctor_reads_them(server: openai.OpenAI) -> None:
+    url = str(server.base_url)
+    before = live.fetch(url)
+    usage = server.completions.create(model="baltoro", prompt=[1, 2, 3], max_tokens=8, seed=1).usage
+    after = live.fetch(url)
+    assert usage is not None
+    assert after["engine"]["generated_tokens"] - before["engine"]["generated_tokens"] == usage.completion_tokens
+    assert after["engine"]["prefilled_tokens"] - before["engine"]["prefilled_tokens"] == 3
+    assert after["store"] is None and after["max_context"] == CONTEXT
+    assert "experts   all in memory" in list(live.lines(live.between(url, before, after)))
 
 
 @pytest.mark.parametrize("seed", range(3))
