@@ -77,7 +77,7 @@ class ExpertStore:
         self.blocks: Tensor = Slab(slots * block.nbytes).cut((slots, block.nbytes), torch.uint8)
         self.policy = eviction.make(policy, slots, uses=uses)
         self.statistics = Statistics()
-        self._reader = Reader() if reader is None else reader
+        self.reader = Reader() if reader is None else reader
         self._files: dict[Path, File] = {}
         self._where: dict[Key, tuple[File, int]] = {}
         self._slots: dict[Key, int] = {}  # here, or coming
@@ -136,7 +136,7 @@ class ExpertStore:
 
     def close(self) -> None:
         """Nothing is read or written any more when this returns."""
-        self._reader.close()
+        self.reader.close()
 
     def _hold(self, key: Key, *, urgent: bool) -> bool:
         """Keep it until the step is over, and have it read if it is not here; False where there is no room yet."""
@@ -164,7 +164,7 @@ class ExpertStore:
         try:
             file, offset = self._place(key)
             file.check()
-            ticket = self._reader.submit(file, offset, self.blocks[slot])
+            ticket = self.reader.submit(file, offset, self.blocks[slot])
         except BaltoroError:
             self._free.append(slot)
             raise
@@ -218,7 +218,7 @@ class ExpertStore:
                     hint="files of different formats are mixed; quantize the model once more",
                 )
             if block.shard not in self._files:
-                self._files[block.shard] = self._reader.open(block.shard)
+                self._files[block.shard] = self.reader.open(block.shard)
             self._where[key] = self._files[block.shard], block.offset
         return self._where[key]
 
@@ -226,6 +226,6 @@ class ExpertStore:
 def _shape(config: ModelConfig, block: ExpertBlock) -> blocks.Shape:
     assert block.nbytes % UNIT == 0
     return blocks.Shape(
-        format=cast("Format", config.packed_format), hidden=config.hidden_size, width=config.moe_intermediate_size, nbytes=block.nbytes,
-        parts=block.parts,
+        format=cast("Format", config.packed_format), hidden=config.hidden_size, width=config.moe_intermediate_size,
+        nbytes=block.nbytes, parts=block.parts,
     )  # fmt: skip
