@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,20 +43,23 @@ class StreamedExperts(nn.Module):
         return y
 
     def _any_order(self, x: Tensor, routing: Routing) -> Tensor:
-        """As they come, each pair of token and expert a row of its own; then the rows are added."""
+        """As they come, each pair of token and expert a row of its own; then the rows are added.
+
+        By numpy: torch would wake its threads for so little, and wait for them while the kernels' own have the cores.
+        """
         (T, K), D = routing.experts.shape, x.shape[1]
-        rows, chosen, weights = x.repeat_interleave(K, 0), routing.experts.view(-1, 1), routing.weights.view(-1, 1)
-        terms, places = torch.zeros(T * K, D), torch.full((self.count,), -1)
+        rows, chosen, weights = x.numpy().repeat(K, 0), routing.experts.view(-1, 1), routing.weights.view(-1, 1)
+        terms, places = np.zeros((T * K, D), dtype=np.float32), torch.full((self.count,), -1)
+        inputs, onto = torch.from_numpy(rows), torch.from_numpy(terms)
         for experts, slots in self.store.take(self.layer, _wanted(routing)):
             places[experts] = torch.tensor(slots)
-            self._add(rows, chosen, weights, places, terms)
+            self._add(inputs, chosen, weights, places, onto)
             places[experts] = -1
-        order = routing.experts.argsort(1)  # (T, K)
-        terms = terms.view(T, K, D)
-        y = torch.zeros_like(x)
+        order = routing.experts.numpy().argsort(1) + np.arange(T)[:, None] * K  # (T, K) rows
+        y = np.zeros((T, D), dtype=np.float32)
         for k in range(K):
-            y += terms[torch.arange(T), order[:, k]]
-        return y
+            y += terms[order[:, k]]
+        return torch.from_numpy(y)
 
     def _add(self, x: Tensor, chosen: Tensor, weights: Tensor, places: Tensor, onto: Tensor) -> None:
         blocks.experts(x, chosen, weights, self.store.shape, self.store.blocks, places, onto)
