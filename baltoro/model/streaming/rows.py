@@ -27,7 +27,9 @@ class Row:
     disk_fraction: float | None  # read_gbps of disk_gbps
     hit_rate: float
     misses_per_token: float
-    bytes_per_token: float  # read from disk
+    bytes_per_token: float  # read from disk, wrong guesses too
+    guesses_per_token: float  # experts that were read before the router had run
+    foreseen_fraction: float | None  # of the guesses, those that came true
     waited_fraction: float  # of the seconds, with nothing to multiply
     cpu_s_per_gb: float | None  # of reading
     open_seconds: float

@@ -53,6 +53,8 @@ class Marks:
 
     hits: int
     misses: int
+    guesses: int
+    foreseen: int
     waited_s: float
     nbytes: int
     busy_s: float
@@ -61,12 +63,14 @@ class Marks:
     @staticmethod
     def of(store: ExpertStore) -> Marks:
         seen, read = store.statistics, store.reader.statistics()
-        return Marks(seen.hits, seen.misses, seen.waited_s, read.bytes, read.busy_s, read.cpu_s)
+        counted = (seen.hits, seen.misses, seen.guesses, seen.foreseen)
+        return Marks(*counted, seen.waited_s, read.bytes, read.busy_s, read.cpu_s)
 
     def since(self, before: Marks) -> Marks:
         return Marks(
-            self.hits - before.hits, self.misses - before.misses, self.waited_s - before.waited_s,
-            self.nbytes - before.nbytes, self.busy_s - before.busy_s, self.cpu_s - before.cpu_s,
+            self.hits - before.hits, self.misses - before.misses, self.guesses - before.guesses,
+            self.foreseen - before.foreseen, self.waited_s - before.waited_s, self.nbytes - before.nbytes,
+            self.busy_s - before.busy_s, self.cpu_s - before.cpu_s,
         )  # fmt: skip
 
 
@@ -202,9 +206,9 @@ def _row(
     budget: int | None, peak: int,
 ) -> Row:  # fmt: skip
     marks, disk = each.marks, each.disk_gbps
-    nbytes = marks.nbytes if marks else 0
+    nbytes, missed = (marks.nbytes, marks.misses * blocks[0].nbytes) if marks else (0, 0)
     computing = compute.seconds if compute.marks is None else compute.seconds - compute.marks.waited_s
-    reading = nbytes / disk / 1e9 if disk else 0.0
+    reading = missed / disk / 1e9 if disk else 0.0
     limit = each.tokens / max(reading, computing) if marks else None
     speed = each.tokens / each.seconds
     read = nbytes / each.seconds / 1e9 if marks else None
@@ -217,6 +221,8 @@ def _row(
         read_gbps=read, busy_gbps=nbytes / marks.busy_s / 1e9 if marks and marks.busy_s else None, disk_gbps=disk,
         disk_fraction=read / disk if read is not None and disk else None,
         hit_rate=marks.hits / uses if marks and uses else 1.0,
+        guesses_per_token=marks.guesses / each.tokens if marks else 0.0,
+        foreseen_fraction=marks.foreseen / marks.guesses if marks and marks.guesses else None,
         misses_per_token=marks.misses / each.tokens if marks else 0.0, bytes_per_token=nbytes / each.tokens,
         waited_fraction=marks.waited_s / each.seconds if marks else 0.0,
         cpu_s_per_gb=marks.cpu_s / nbytes * 1e9 if marks and nbytes else None,

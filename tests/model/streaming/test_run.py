@@ -52,20 +52,25 @@ def test_rows_of_a_streamed_session_hang_together(made: Path) -> None:
     assert [row.tokens for row in found.rows] == [40, 12]
     for row in found.rows:
         assert row.tokens_per_s * row.seconds == pytest.approx(row.tokens)
-        assert row.bytes_per_token == pytest.approx(row.misses_per_token * block)
+        assert row.guesses_per_token > 0
+        assert row.foreseen_fraction is not None
+        wrong = row.guesses_per_token * (1 - row.foreseen_fraction)
+        # a guess may come when its work is over
+        assert row.bytes_per_token == pytest.approx((row.misses_per_token + wrong) * block, abs=4 * block / row.tokens)
         assert row.budget_bytes == 24 * block // 3
         assert row.expert_bytes == block
         assert row.compute_from == "resident"
         assert row.disk_gbps
         assert row.limit_tokens_per_s
+        assert row.read_gbps
         read = row.bytes_per_token * row.tokens
-        slowest = max(read / row.disk_gbps / 1e9, row.compute_seconds)
+        slowest = max(row.misses_per_token * row.tokens * block / row.disk_gbps / 1e9, row.compute_seconds)
         assert row.limit_tokens_per_s * slowest == pytest.approx(row.tokens)
         assert row.read_gbps == pytest.approx(read / row.seconds / 1e9)
         assert row.disk_fraction == pytest.approx(row.read_gbps / row.disk_gbps)
         assert 0 <= row.waited_fraction < 1
         assert row.first_token_seconds > row.open_seconds > 0
-        assert row.peak_memory_bytes > row.budget_bytes
+        assert row.peak_memory_bytes > 8 * block
     prefill, decode = found.rows
     assert prefill.hit_rate == 0
     assert prefill.misses_per_token * 40 <= 24, "an expert is read once for all tokens of a chunk"

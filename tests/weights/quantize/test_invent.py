@@ -64,7 +64,10 @@ def test_what_is_there_is_taken_and_other_models_are_refused(tmp_path: Path) -> 
 def test_a_disk_without_room_is_told_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=4096))
+    def tiny_disk(_: Path) -> SimpleNamespace:
+        return SimpleNamespace(f_bavail=1, f_frsize=4096)
+
+    monkeypatch.setattr(os, "statvfs", tiny_disk)
     with pytest.raises(CheckpointError, match=r"its disk has 4\.1 kB free"):
         invent.invent(CONFIG, "int4", tmp_path / "made")
     assert not list(tmp_path.iterdir())
