@@ -493,8 +493,8 @@ def bench_stream(
         Path | None,
         typer.Option("--directory", help="Where what is made is kept for the next time. [default: ~/.cache/baltoro]"),
     ] = None,
-    layers: Annotated[int, typer.Option(min=1, help="Mixture layers that are made, behind a dense one.")] = 2,
-    experts: Annotated[int | None, typer.Option(min=1, help="Of each. [default: half of MODEL's]")] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Mixture layers that are made, behind a dense one.")] = 4,
+    experts: Annotated[int | None, typer.Option(min=1, help="Of each. [default: a quarter of MODEL's]")] = None,
     format: Annotated[WeightFormat, typer.Option(help="What is made.")] = WeightFormat.int4,
     expert_memory: Annotated[
         str | None, typer.Option(metavar="SIZE", help="For experts, as 12GiB. [default: a third of them]")

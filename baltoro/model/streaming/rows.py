@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Row:
     """The prompt or the answer of one session. What has to do with the disk is None where all was resident."""
 
-    work: str  # prefill: the prompt, from a cold start; decode: the answer, one token a step
+    work: str  # prefill: the prompt, once it ran before; decode: the answer, one token a step
     format: str
     tokens: int
     layers: int
@@ -33,7 +33,7 @@ class Row:
     waited_fraction: float  # of the seconds, with nothing to multiply
     cpu_s_per_gb: float | None  # of reading
     open_seconds: float
-    first_token_seconds: float  # opening and prompt
+    first_token_seconds: float  # opening and prompt, from a cold start
     peak_memory_bytes: int  # of the process, disk measurement included
     budget_bytes: int | None  # for experts
     expert_bytes: int  # of one

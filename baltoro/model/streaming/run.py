@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -74,6 +75,13 @@ class Marks:
         )  # fmt: skip
 
 
+class Opened(NamedTuple):
+    """Seconds from a cold start."""
+
+    model: float
+    first_token: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
     """One work of one session."""
@@ -105,7 +113,7 @@ def measure(
     memory.forget_peak()
     if resident:
         opened, works = _resident(directory, config, tokens, answer, progress)
-        rows = tuple(_row(config, blocks, each, each, opened, works, None, memory.peak()) for each in works)
+        rows = tuple(_row(config, blocks, each, each, opened, None, memory.peak()) for each in works)
         return Found(rows=rows, prefill=works[0].parts, decode=works[1].parts, config=config, disk_gbps=None)
     budget = budget_bytes if budget_bytes is not None else len(blocks) * blocks[0].nbytes // 3
     opened, works = _streamed(directory, blocks, budget, tokens, answer, progress)
@@ -114,8 +122,7 @@ def measure(
     if _fits(config):
         beside = _resident(directory, config, tokens, answer, progress)[1]
     rows = tuple(
-        _row(config, blocks, each, compute, opened, works, budget, peak)
-        for each, compute in zip(works, beside, strict=True)
+        _row(config, blocks, each, compute, opened, budget, peak) for each, compute in zip(works, beside, strict=True)
     )
     return Found(
         rows=rows, prefill=beside[0].parts, decode=beside[1].parts, config=config, disk_gbps=works[1].disk_gbps
@@ -123,9 +130,9 @@ def measure(
 
 
 def shortened(config: ModelConfig, *, mixtures: int, experts: int | None) -> ModelConfig:
-    """A dense layer and some mixtures, each of fewer experts. experts: None: half of them."""
+    """A dense layer and some mixtures, each of fewer experts. experts: None: a quarter of them."""
     short = slices.shorten(config, dense=1, mixtures=mixtures, vocabulary=VOCABULARY)
-    count = max(config.n_routed_experts // 2, config.num_experts_per_tok) if experts is None else experts
+    count = max(config.n_routed_experts // 4, config.num_experts_per_tok) if experts is None else experts
     if not config.num_experts_per_tok <= count <= config.n_routed_experts:
         raise BaltoroError(
             f"{count} experts of a layer of {config.n_routed_experts}, of which a token takes "
@@ -145,7 +152,7 @@ def place_of(directory: Path | None, model: str, format: str, short: ModelConfig
 
 def _streamed(
     directory: Path, blocks: list[ExpertBlock], budget: int, tokens: int, answer: int, progress: Progress
-) -> tuple[float, list[Timed]]:
+) -> tuple[Opened, list[Timed]]:
     began = time.perf_counter()
     model = load(directory, expert_memory=budget)
     opened = time.perf_counter() - began
@@ -153,9 +160,11 @@ def _streamed(
     assert store is not None
     try:
         session = Session(model, tokens=tokens, answer=answer)
+        progress(f"prefill of {tokens:,} tokens with {store.slots:,} of {len(blocks):,} experts in memory")
+        first = opened + session.prefill()  # the system gives out the memory now, which may take longer than reading
+        session.clear()
         bursts = [disk.burst()]
         before = Marks.of(store)
-        progress(f"prefill of {tokens:,} tokens with {store.slots:,} of {len(blocks):,} experts in memory")
         seconds = session.prefill()
         marks = Marks.of(store).since(before)
         bursts.append(disk.burst())
@@ -178,19 +187,19 @@ def _streamed(
     finally:
         store.close()
         disk.close()
-    return opened, [prefill, decode]
+    return Opened(opened, first), [prefill, decode]
 
 
 def _resident(
     directory: Path, config: ModelConfig, tokens: int, answer: int, progress: Progress
-) -> tuple[float, list[Timed]]:
+) -> tuple[Opened, list[Timed]]:
     gc.collect()  # the streamed model is gone before this one comes
     progress(f"the same with everything in memory: {_resident_bytes(config) / 1e9:.1f} GB")
     began = time.perf_counter()
     model: Transformer = load(directory)
     opened = time.perf_counter() - began
     session = Session(model, tokens=tokens, answer=answer)
-    session.prefill()  # what was never written to is given out by the system now
+    first = opened + session.prefill()
     session.clear()
     seconds = session.prefill()
     prefill = Timed(work="prefill", tokens=tokens, seconds=seconds, parts=session.parts())
@@ -198,12 +207,12 @@ def _resident(
     for index in range(answer):
         session.step(index)
     decode = Timed(work="decode", tokens=answer, seconds=session.seconds, parts=session.parts().over(answer))
-    return opened, [prefill, decode]
+    return Opened(opened, first), [prefill, decode]
 
 
 def _row(
-    config: ModelConfig, blocks: list[ExpertBlock], each: Timed, compute: Timed, opened: float, works: list[Timed],
-    budget: int | None, peak: int,
+    config: ModelConfig, blocks: list[ExpertBlock], each: Timed, compute: Timed, opened: Opened, budget: int | None,
+    peak: int,
 ) -> Row:  # fmt: skip
     marks, disk = each.marks, each.disk_gbps
     nbytes, missed = (marks.nbytes, marks.misses * blocks[0].nbytes) if marks else (0, 0)
@@ -226,7 +235,7 @@ def _row(
         misses_per_token=marks.misses / each.tokens if marks else 0.0, bytes_per_token=nbytes / each.tokens,
         waited_fraction=marks.waited_s / each.seconds if marks else 0.0,
         cpu_s_per_gb=marks.cpu_s / nbytes * 1e9 if marks and nbytes else None,
-        open_seconds=opened, first_token_seconds=opened + works[0].seconds, peak_memory_bytes=peak,
+        open_seconds=opened.model, first_token_seconds=opened.first_token, peak_memory_bytes=peak,
         budget_bytes=budget, expert_bytes=blocks[0].nbytes, threads=torch.get_num_threads(),
     )  # fmt: skip
 
