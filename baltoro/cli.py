@@ -566,6 +566,71 @@ def bench_layers(
                 typer.echo(f"  {text}")
 
 
+@bench.command("stream")
+def bench_stream(
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="A packed checkpoint; without it one of MODEL is made.")
+    ] = None,
+    make: Annotated[bool, typer.Option("--make", help="Make DIR where it is not there.")] = False,
+    model: Annotated[
+        str, typer.Option(metavar="MODEL", help="Whose layers are made, and of which the whole is told.")
+    ] = "kimi-k2-instruct",
+    place: Annotated[
+        Path | None,
+        typer.Option("--directory", help="Where what is made is kept for the next time. [default: ~/.cache/baltoro]"),
+    ] = None,
+    layers: Annotated[int, typer.Option(min=1, help="Mixture layers that are made, behind a dense one.")] = 4,
+    experts: Annotated[int | None, typer.Option(min=1, help="Of each. [default: a quarter of MODEL's]")] = None,
+    format: Annotated[WeightFormat, typer.Option(help="What is made.")] = WeightFormat.int4,
+    expert_memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="For experts, as 12GiB. [default: a third of them]")
+    ] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Of the prompt.")] = 512,
+    answer: Annotated[int, typer.Option(min=1, help="Tokens decoded behind it.")] = 64,
+    resident: Annotated[bool, typer.Option("--resident", help="Keep everything in memory.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row, for scripts.")] = False,
+) -> None:
+    """Run a model whose experts stay on disk, beside the speed of the disk and of computing.
+
+    Without DIR a packed checkpoint of random weights is made: a dense layer of MODEL and --layers mixtures at real
+    size. Tokens are made up, and so experts are chosen all alike. The limit is 1 / max(missed bytes / the disk's speed,
+    seconds of computing). Then all of MODEL, here and on described machines, with made-up choices of experts.
+    """
+    import torch
+
+    from baltoro.config import ModelConfig
+    from baltoro.model.streaming import rows, run, whole
+    from baltoro.sizes import parse_bytes
+    from baltoro.weights.quantize.invent import invent
+
+    def say(text: str) -> None:
+        typer.echo(text, err=True)
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = ModelConfig.open(model)
+    budget = parse_bytes(expert_memory) if expert_memory else None
+    if directory is None or make:
+        short = run.shortened(config, mixtures=layers, experts=experts)
+        directory = directory or run.place_of(place, model, format.value, short)
+        try:
+            made = invent(short, format.value, directory)
+        except KeyboardInterrupt:
+            say("stopped; nothing was kept")
+            raise typer.Exit(130) from None
+        say(f"{directory} was {'made' if made else 'there already'} and is kept: delete it when done")
+    found = run.measure(directory, budget_bytes=budget, tokens=tokens, answer=answer, resident=resident, progress=say)
+    results = whole.everywhere(config, found)
+    if not as_json:
+        typer.echo(rows.summary(found.rows[0]))
+    for row in (*found.rows, *results):
+        if as_json:
+            typer.echo(json.dumps(asdict(row)))
+        else:
+            typer.echo(f"  {rows.line(row) if isinstance(row, rows.Row) else whole.line(row)}")
+
+
 @bench.command("trace")
 def bench_trace(
     file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="A recorded routing trace.")] = None,

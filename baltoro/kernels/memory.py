@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import sys
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MEMINFO = Path("/proc/meminfo")
+OWN = Path("/proc/self")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -29,6 +32,21 @@ def free(meminfo: Path = MEMINFO, cgroups: Path = CGROUPS) -> int:
         stat = dict(line.split() for line in (cgroups / "memory.stat").read_text(encoding="ascii").splitlines())
         found = min(found, max(0, limit - used + int(stat.get("inactive_file", 0))))  # files give way
     return found
+
+
+def peak() -> int:
+    """The most bytes of RAM that this process has held since `forget_peak`, or since it began."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = (OWN / "status").read_text(encoding="ascii", errors="replace").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM:")).split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def forget_peak() -> None:
+    """Linux alone can; elsewhere the peak stays that of the whole process."""
+    with contextlib.suppress(OSError):
+        (OWN / "clear_refs").write_text("5", encoding="ascii")
 
 
 def last_cache(caches: Path = CACHES) -> int:

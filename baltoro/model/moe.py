@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -80,6 +81,9 @@ class Experts(nn.Module):
     def begin(self, routing: Routing) -> None:
         """All are here; what stands in for this may have something to read (model/streamed.py)."""
 
+    def expect(self, tokens: int, guess: Callable[[], Routing]) -> None:
+        """As `begin`, before attention has run: what the router says of the state until then."""
+
     def forward(self, x: Tensor, routing: Routing) -> Tensor:  # (T, D)
         if (three := _three(self)) is not None:
             gate, up, down = three
@@ -153,6 +157,10 @@ class MoE(nn.Module):
         shared = None if self.shared_experts is None else self.shared_experts(x)
         out = self.experts(x, routing)
         return (out if shared is None else out + shared), routing
+
+    def expect(self, x: Tensor, norm: Callable[[Tensor], Tensor]) -> None:
+        """x: the state that this layer's attention has yet to add to; norm: what comes before the router."""
+        self.experts.expect(len(x), lambda: self.gate(norm(x)))
 
     def onto(self, x: Tensor, h: Tensor) -> tuple[Tensor, Routing]:
         """x plus the mixture of h; where all is packed, as one native call."""

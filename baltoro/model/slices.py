@@ -52,7 +52,7 @@ def make(
     modules = cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
     for index, (name, module) in enumerate(modules):
         if isinstance(module, Heads):
-            module.pack(_heads(module, format, slab, generator))
+            module.pack(_heads(module, format, slab, seed + index))
         elif isinstance(module, (Linear, StackedLinear)):
             *stack, outputs, inputs = module.weight.shape
             packed = formats.empty(
@@ -77,16 +77,9 @@ def make(
     return model.eval()
 
 
-def _heads(heads: Heads, format: Format, slab: Slab, generator: torch.Generator) -> PackedHeads:
-    """The keys are there twice and must be the same ones, so they are packed from numbers: one head's for all."""
-    w = torch.randn(sum(heads.split), heads.weight.shape[1], generator=generator) * heads.weight.shape[1] ** -0.5
-    keys, values = torch.split(w, heads.split)
-    stacks: list[Packed] = []
-    for part, (H, outputs, inputs) in zip((keys, values, keys.mT), head_shapes(heads), strict=True):
-        stack, one = formats.empty(format, outputs, inputs, slab=slab, experts=H), formats.pack(part, format)
-        for head in range(H):
-            stack.put(one, head)
-        stacks.append(stack)
+def _heads(heads: Heads, format: Format, slab: Slab, seed: int) -> PackedHeads:
+    stacks = [formats.empty(format, O, I, slab=slab, experts=H) for H, O, I in head_shapes(heads)]
+    noise.fill_heads(stacks, seed=seed)
     return PackedHeads(*stacks)
 
 

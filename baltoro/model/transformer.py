@@ -41,6 +41,8 @@ class Block(nn.Module):
         self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor | None, observed: Observed | None
     ) -> Tensor:  # (T, D)
         observe = observed is not None and cache is None
+        if isinstance(self.mlp, MoE):
+            self.mlp.expect(x, self.post_attention_layernorm)
         attended, peak = self.self_attn(self.input_layernorm(x), layout, cos, sin, cache, observe)
         x, h = self.post_attention_layernorm.after(x, attended)
         if observed is not None and peak is not None:

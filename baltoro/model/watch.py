@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,6 +52,9 @@ class Share(nn.Module):
 
     def begin(self, routing: Routing) -> None:
         self.experts.begin(routing)
+
+    def expect(self, tokens: int, guess: Callable[[], Routing]) -> None:
+        self.experts.expect(tokens, guess)
 
     def forward(self, x: Tensor, routing: Routing) -> Tensor:  # (T, D)
         some = self.tokens(len(x))

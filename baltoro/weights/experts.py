@@ -34,6 +34,7 @@ from baltoro.weights.eviction import Key
 
 POLICY = "pinned-lru"  # docs/numbers.md
 HOT = ".hot-experts.json"  # in the checkpoint's directory
+GUESSES = 1  # of a layer; docs/numbers.md
 LEAST_SLOTS = 2  # one is read while another is multiplied with
 
 
@@ -43,7 +44,8 @@ class Statistics:
 
     hits: int = 0
     misses: int = 0
-    foreseen: int = 0  # misses that had been asked for before they were known to be wanted
+    guesses: int = 0  # read before they were known to be wanted
+    foreseen: int = 0  # misses among them: guesses that came true
     bytes_read: int = 0
     waited_s: float = 0.0  # with nothing to multiply
 
@@ -79,7 +81,7 @@ class ExpertStore:
         self.policy = eviction.make(policy, slots, uses=_earlier_uses(checkpoint) if uses is None else uses)
         self.statistics = Statistics()
         self.remembers = True  # whether `close` keeps what was used most
-        self._reader = Reader() if reader is None else reader
+        self.reader = Reader() if reader is None else reader
         self._files: dict[Path, File] = {}
         self._where: dict[Key, tuple[File, int]] = {}
         self._slots: dict[Key, int] = {}  # here, or coming
@@ -120,25 +122,26 @@ class ExpertStore:
         finally:
             self._held.difference_update(keys)
 
-    def begin(self, layer: int, experts: Sequence[int]) -> None:
-        """Start to read what `take` will want next in any order, and keep what is here. For a few experts."""
+    def begin(self, layer: int, experts: Sequence[int], *, in_order: bool = False) -> None:
+        """Start to read what `take` will want next, and keep what is here of it: of a few all, else of the first."""
         keys = [(layer, expert) for expert in experts]
-        self._held = {key for key in keys if key in self._slots}
+        self._held = set() if in_order else {key for key in keys if key in self._slots}
         for key in keys:
             if not self._hold(key, urgent=False):
                 return
 
-    def expect(self, layer: int, experts: Sequence[int]) -> None:
-        """These may be wanted soon: read them where that drives out nothing that is wanted now."""
-        for key in ((layer, expert) for expert in experts):
-            if len(self._coming) >= self.slots // 4:
+    def expect(self, layer: int, experts: Sequence[int], *, most: int = GUESSES) -> None:
+        """These, the likeliest first, will be wanted soon: up to `most` that are not here are read."""
+        self._settle()
+        for key in [(layer, expert) for expert in experts if (layer, expert) not in self._slots][:most]:
+            if len(self._coming) >= max(1, self.slots // 2) or not self._read(key):
                 return
-            if key not in self._slots and self._read(key):
-                self._foreseen.add(key)
+            self._foreseen.add(key)
+            self.statistics.guesses += 1
 
     def close(self) -> None:
         """Nothing is read or written any more when this returns. What was used most is kept for the next run."""
-        self._reader.close()
+        self.reader.close()
         if self.remembers and isinstance(self.policy, eviction.Pinned) and self.policy.uses:
             with suppress(TraceError):  # a directory that may not be written to
                 eviction.write_uses(self._checkpoint.directory / HOT, self._checkpoint.directory.name, self.policy.uses)
@@ -169,12 +172,19 @@ class ExpertStore:
         try:
             file, offset = self.locate(key)
             file.check()
-            ticket = self._reader.submit(file, offset, self.blocks[slot])
+            ticket = self.reader.submit(file, offset, self.blocks[slot])
         except BaltoroError:
             self._free.append(slot)
             raise
         self._slots[key], self._coming[key] = slot, ticket
         return True
+
+    def _settle(self) -> None:
+        """What was guessed wrongly has come all the same: it may give up its place now."""
+        for key in [key for key, ticket in self._coming.items() if ticket.finished]:
+            self._foreseen.discard(key)
+            with suppress(ReadError):  # of one that nobody waits for
+                self._arrive(key)
 
     def _ready(self, held: deque[Key], in_order: bool) -> list[Key]:
         """Take from `held` what can be multiplied with now; wait until there is something."""
@@ -223,7 +233,7 @@ class ExpertStore:
                     hint="files of different formats are mixed; quantize the model once more",
                 )
             if block.shard not in self._files:
-                self._files[block.shard] = self._reader.open(block.shard)
+                self._files[block.shard] = self.reader.open(block.shard)
             self._where[key] = self._files[block.shard], block.offset
         return self._where[key]
 

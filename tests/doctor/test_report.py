@@ -28,7 +28,8 @@ def test_a_streamed_model_is_measured_judged_and_left_as_it_was(packed: Path) ->
     store = facts["store"]
     assert 2 <= store["slots"] < store["all_slots"] == 64
     assert store["hits"] + store["misses"] == 6 * 4 * 2  # tokens, layers with experts, experts of a token
-    assert store["bytes_read"] <= store["misses"] * store["block_bytes"]
+    guesses = 6 * 4  # at most one a layer and token
+    assert store["bytes_read"] <= (store["misses"] + guesses) * store["block_bytes"]
     replayed = facts["replays"][0]
     assert replayed["slots"] == store["slots"]
     assert replayed["misses_per_token"] * 6 == pytest.approx(store["misses"], abs=2)  # the store reads ahead

@@ -28,3 +28,20 @@ def test_a_seed_decides_the_noise() -> None:
     )
     assert first.equal(again)
     assert not first.equal(other)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_noise_has_no_mean_that_layers_would_add_up(format: Format) -> None:
+    w = unpack(noise.fill(formats.empty(format, 512, 7168, slab=Slab(2**23)), seed=1)).double()
+    assert abs(float(w.mean()) * 7168**0.5) < 5 / (512 * 7168) ** 0.5  # five standard errors
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_keys_of_heads_are_the_same_in_both_stacks(format: Format) -> None:
+    H, N, V, C = 3, 32, 16, 64
+    shapes = [(H, N, C), (H, V, C), (H, C, N)]
+    stacks = [formats.empty(format, O, I, experts=H, slab=Slab(2**16)) for H, O, I in shapes]
+    noise.fill_heads(stacks, seed=1)
+    keys, values, absorbed = (unpack(stack) for stack in stacks)
+    assert (keys - absorbed.mT).abs().max() < (0.13 if format == "int4" else 0.02)  # each rounded by itself
+    assert 0.8 < float(values.square().mean().sqrt()) * C**0.5 < 1.2

@@ -69,9 +69,11 @@ def test_streamed_experts_are_resident_ones(packed: Path, blocks: int) -> None:
     assert store is not None
     assert store.slots == min(blocks, 36)
     seen = store.statistics
-    assert seen.bytes_read == seen.misses * block_bytes(packed)
+    wrong = seen.guesses - seen.foreseen
+    assert seen.misses <= seen.bytes_read / block_bytes(packed) <= seen.misses + wrong
+    assert 0 < seen.foreseen <= seen.guesses
     if blocks >= 36:
-        assert seen.misses <= 36, "what fits is read once"
+        assert seen.misses + seen.guesses - seen.foreseen <= 36, "what fits is read once"
     store.close()
 
 

@@ -76,7 +76,7 @@ def test_whatever_is_taken_is_what_the_files_have(
 
 def test_what_was_asked_for_in_time_is_a_hit(packed: Path) -> None:
     store = store_of(packed, 12)
-    store.expect(1, [3, 4])
+    store.expect(1, [3, 4], most=2)
     for _ in store.take(2, [0]):  # meanwhile
         pass
     for some, _ in store.take(1, [3, 4, 5]):

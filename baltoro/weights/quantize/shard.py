@@ -44,7 +44,7 @@ def write(
         _write_blocks(shard.blocks, checkpoint, sink, losses)
         for matrix in shard.matrices:
             checkpoint.expect(matrix.source)
-            places = _room(matrix.parts)
+            places = room(matrix.parts)
             if len(places) == 1:
                 pack.fill(places[0], matrix.source, checkpoint)
                 losses.matrix(places[0], matrix.source, checkpoint)
@@ -52,7 +52,7 @@ def write(
                 pack.fill_heads(places, matrix.source, checkpoint, split)
                 losses.heads(places, matrix.source, checkpoint, split)
             pack.release(matrix.source, checkpoint)
-            sink.put([part for place in places for part in _bytes(place)])
+            sink.put([part for place in places for part in bytes_of(place)])
         for spec in kept:
             _copy(spec.name, checkpoint, sink)
     sync(path)
@@ -134,7 +134,7 @@ def _write_blocks(blocks: list[Block], checkpoint: Checkpoint, sink: Sink, losse
     names = [matrix.source for block in blocks for matrix in block.matrices]
     following = dict(zip(names, names[1:], strict=False))
     stored = [part for block in blocks[:1] for matrix in block.matrices for part in matrix.parts]
-    rooms = [_room(stored) for _ in range(2)]
+    rooms = [room(stored) for _ in range(2)]
     for number, block in enumerate(blocks):
         places = rooms[number % 2]
         for matrix, place in zip(block.matrices, places, strict=True):
@@ -144,18 +144,20 @@ def _write_blocks(blocks: list[Block], checkpoint: Checkpoint, sink: Sink, losse
             if number % max(1, len(blocks) // SAMPLED_EXPERTS) == 0:
                 losses.matrix(place, matrix.source, checkpoint)
                 pack.release(matrix.source, checkpoint)
-        parts = [part for place in places for part in _bytes(place)]
+        parts = [part for place in places for part in bytes_of(place)]
         padding = -sum(part.nbytes for part in parts) % PAGE
         sink.put([*parts, torch.zeros(padding, dtype=torch.uint8)])
 
 
-def _room(parts: Sequence[Stored]) -> list[Packed]:
+def room(parts: Sequence[Stored]) -> list[Packed]:
+    """Memory for matrices that will lie behind one another in the file."""
     nbytes = sum(spec.nbytes for part in parts for spec in part.specs())
     slab = Slab(aligned(nbytes) + 2 * len(parts) * ALIGNMENT)
     return [formats.empty(part.format, part.outputs, part.inputs, slab=slab, experts=part.experts) for part in parts]
 
 
-def _bytes(packed: Packed) -> list[Tensor]:
+def bytes_of(packed: Packed) -> list[Tensor]:
+    """In the order of the file."""
     return [packed.data, packed.scales] if packed.scales.numel() else [packed.data]
 
 
