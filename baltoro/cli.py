@@ -126,6 +126,8 @@ def _open(
         typer.echo(
             f"{store.slots:,} experts in {store.budget_bytes / 1e9:.1f} GB, the others are read from disk", err=True
         )
+        if store.slots < store.chosen:
+            typer.echo(f"a token chooses {store.chosen} of each layer: every use is a read, and slow", err=True)
     return llm
 
 

@@ -305,6 +305,7 @@ def test_chat_reads_experts_from_disk_and_records_which_were_chosen(tmp_path: Pa
     streamed = run(*asked, "--expert-memory", "1MB", "--trace", tmp_path / "trace")
     assert streamed.stdout == resident.stdout
     assert re.search(r"\d+ experts in 0.0 GB, the others are read from disk", streamed.stderr)
+    assert "every use is a read" not in streamed.stderr
     replayed = json.loads(run("bench", "trace", tmp_path / "trace", "--budget", 64, "--policy", "lru", "--json").stdout)
     assert replayed["uses"] > 64
     assert "name a file that is not yet there" in error_of(run(*asked, "--trace", tmp_path / "trace"), 1)

@@ -91,6 +91,11 @@ class ExpertStore:
         self._free = list(range(slots - 1, -1, -1))
 
     @property
+    def chosen(self) -> int:
+        """Experts of a layer that a token needs. With fewer slots a step goes on, and reads every one each time."""
+        return self._config.num_experts_per_tok
+
+    @property
     def slots(self) -> int:
         return len(self.blocks)
 
