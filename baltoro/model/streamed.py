@@ -48,20 +48,13 @@ class StreamedExperts(nn.Module):
         return (self._any_order if few else self._in_order)(wide, routing).to(x.dtype)
 
     def _in_order(self, x: Tensor, routing: Routing) -> Tensor:
-        """Each expert is read once for all tokens, the next ones while these are multiplied with.
-
-        A few experts come at a time: they are given the rows that chose them, not all rows again and again.
-        """
-        y, places = np.zeros(x.shape, dtype=np.float32), torch.full((self.count,), -1)
-        wide, chosen = x.numpy(), routing.experts.numpy()
+        """Each expert is read once for all tokens, the next ones while these are multiplied with."""
+        y, places = torch.zeros_like(x), torch.full((self.count,), -1)
         for experts, slots in self.store.take(self.layer, _wanted(routing), in_order=True):
             places[experts] = torch.tensor(slots)
-            some = np.flatnonzero((places.numpy()[chosen] >= 0).any(1))  # tokens
-            rows, onto = torch.from_numpy(some), torch.from_numpy(y[some])
-            self._add(torch.from_numpy(wide[some]), routing.experts[rows], routing.weights[rows], places, onto)
-            y[some] = onto.numpy()
+            self._add(x, routing.experts, routing.weights, places, y)
             places[experts] = -1
-        return torch.from_numpy(y)
+        return y
 
     def _any_order(self, x: Tensor, routing: Routing) -> Tensor:
         """As they come, each pair of token and expert a row of its own; then the rows are added.
