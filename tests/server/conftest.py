@@ -21,7 +21,8 @@ class Address:
     def __init__(self, port: int) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
-        self.http = httpx.Client(base_url=self.url, timeout=20)
+        fresh = httpx.Limits(max_keepalive_connections=0)  # the server closes an idle one just when it is used again
+        self.http = httpx.Client(base_url=self.url, timeout=20, limits=fresh)
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
 
 
