@@ -149,16 +149,22 @@ class LLM:
         if expert_memory is None and config.packed_format and config.n_routed_experts:
             expert_memory = fit.expert_budget(fit.Need.of(config), cache_bytes)
         recorder = Writer(trace, Header.of(config, Path(model).name)) if trace else None
-        engine = Engine(
-            load(directory, dtype=getattr(torch, dtype), format=format, expert_memory=expert_memory),
-            EngineConfig(
-                cache_bytes=cache_bytes,
-                cache_dtype=cache_dtype,
-                max_running=running,
-                max_context=max_context,
-            ),
-            trace=recorder,
-        )
+        try:
+            engine = Engine(
+                load(directory, dtype=getattr(torch, dtype), format=format, expert_memory=expert_memory),
+                EngineConfig(
+                    cache_bytes=cache_bytes,
+                    cache_dtype=cache_dtype,
+                    max_running=running,
+                    max_context=max_context,
+                ),
+                trace=recorder,
+            )
+        except BaseException:
+            if recorder is not None and trace is not None:  # the same command may be given again
+                recorder.close()
+                trace.unlink()
+            raise
         return cls(engine, tokenizer, str(model))
 
     @property

@@ -151,14 +151,14 @@ def test_an_empty_prompt_is_wrong_usage(tiny_checkpoint: Path) -> None:
     [("nano", True), ("kimi-k2-base", True), ("./model", True), (".", True), ("Hello", False), ("and/or what?", False)],
 )
 def test_a_lone_word_is_a_model_or_a_prompt(word: str, is_model: bool) -> None:
-    assert cli.names_model(word) is is_model
+    assert cli.talk.names_model(word) is is_model
 
 
 def test_tools_come_from_a_list_or_a_request_s_body(tmp_path: Path) -> None:
     tools = [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}]
     for document in (tools, {"tools": tools}):
         (tmp_path / "tools.json").write_text(json.dumps(document))
-        (tool,) = cli.read_tools(tmp_path / "tools.json")
+        (tool,) = cli.talk.read_tools(tmp_path / "tools.json")
         assert (tool.name, tool.declaration) == ("now", tools[0])
 
 
@@ -181,9 +181,9 @@ def test_a_taken_port_is_told_before_the_model_loads(tiny_checkpoint: Path) -> N
 
 
 def test_default_names_start_with_the_honest_one(tmp_path: Path) -> None:
-    assert cli.default_names("nano") == ["nano", "baltoro", "kimi-k2-instruct", "moonshotai/Kimi-K2-Instruct"]
-    assert cli.default_names("kimi-k2-instruct")[:2] == ["kimi-k2-instruct", "baltoro"]
-    assert cli.default_names(f"{tmp_path}/my-model/")[0] == "my-model"
+    assert cli.talk.default_names("nano") == ["nano", "baltoro", "kimi-k2-instruct", "moonshotai/Kimi-K2-Instruct"]
+    assert cli.talk.default_names("kimi-k2-instruct")[:2] == ["kimi-k2-instruct", "baltoro"]
+    assert cli.talk.default_names(f"{tmp_path}/my-model/")[0] == "my-model"
 
 
 class Terminal:
@@ -310,7 +310,24 @@ def test_chat_reads_experts_from_disk_and_records_which_were_chosen(tmp_path: Pa
     assert replayed["uses"] > 64
     assert "name a file that is not yet there" in error_of(run(*asked, "--trace", tmp_path / "trace"), 1)
     assert "a number and a unit" in error_of(run(*asked, "--expert-memory", "lots"), 1)
+    assert "a number and a unit" in error_of(run(*asked, "--expert-memory", ""), 1)
+    again = tmp_path / "again"
+    assert "is not packed" in error_of(run("chat", "nano", "Hi", "--expert-memory", "1GB", "--trace", again), 1)
+    assert not again.exists(), "a model that does not open leaves no trace"
     assert "is not packed" in error_of(run("chat", "nano", "Hi", "--expert-memory", "1GB"), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("here", "--format", "int8"), "DIR is as it is"),
+        (("here", "--layers", 2), "DIR is as it is"),
+        (("here", "--directory", "there"), "DIR says where"),
+        (("--resident", "--expert-memory", "1GB"), "no expert is streamed"),
+    ],
+)
+def test_bench_stream_refuses_what_it_would_not_honour(arguments: tuple[str | int, ...], says: str) -> None:
+    assert says in error_of(run("bench", "stream", *arguments), 2)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,45 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from baltoro.sizes import parse_bytes
+
+MODEL_HELP = "A directory with config.json, safetensors shards and tiktoken.model, or a preset."
+OptionalModel = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="nano")]
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class WeightFormat(StrEnum):
+    bf16 = "bf16"
+    fp8 = "fp8"
+    int8 = "int8"
+    int4 = "int4"
+
+
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: all cores]")]
+ExpertMemory = Annotated[
+    int | None,
+    typer.Option(
+        metavar="SIZE",
+        parser=parse_bytes,
+        help="Memory for routed experts of a packed checkpoint, as 12GiB; the others are read from disk when they are "
+        "wanted. [default: all, or what is free]",
+    ),
+]
+TraceFile = Annotated[
+    Path | None, typer.Option("--trace", metavar="FILE", help="Record which experts are chosen: `baltoro bench trace`.")
+]
+AnyFormat = Annotated[
+    WeightFormat | None,
+    typer.Option(help="Keep matrices so. [default: packed and large block-fp8 models as they are, others unpacked]"),
+]

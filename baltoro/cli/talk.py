@@ -1,0 +1,166 @@
+"""Commands that talk: over HTTP, and in the terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from baltoro.cli.app import app
+from baltoro.cli.options import MODEL_HELP, AnyFormat, ExpertMemory, OptionalModel, Threads, TraceFile, WeightFormat
+from baltoro.errors import BaltoroError, RequestError
+
+if TYPE_CHECKING:
+    from baltoro.chat.messages import Tool
+    from baltoro.llm import LLM
+
+
+def _open(
+    model: str,
+    *,
+    threads: int | None,
+    format: WeightFormat | None,
+    max_context: int | None = None,
+    max_running: int | None = None,
+    expert_memory: int | None = None,
+    trace: Path | None = None,
+) -> LLM:
+    from baltoro.llm import LLM
+
+    began = time.monotonic()
+    typer.echo(f"loading {model} ...", err=True)
+    llm = LLM.open(
+        model,
+        max_context=max_context,
+        max_running=max_running,
+        threads=threads,
+        format=format.value if format else None,
+        expert_memory=expert_memory,
+        trace=trace,
+    )
+    typer.echo(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens", err=True)
+    if store := llm.engine.store:
+        typer.echo(
+            f"{store.slots:,} experts in {store.budget_bytes / 1e9:.1f} GB, the others are read from disk", err=True
+        )
+        if store.slots < store.chosen:
+            typer.echo(f"a token chooses {store.chosen} of each layer: every use is a read, and slow", err=True)
+    return llm
+
+
+@app.command()
+def serve(
+    model: OptionalModel = "nano",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    served_model_name: Annotated[
+        list[str] | None, typer.Option(help="Name that requests may use; repeatable. [default: MODEL and K2's names]")
+    ] = None,
+    max_context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
+    max_running: Annotated[int | None, typer.Option(min=1, help="Requests decoded together. [default: 32]")] = None,
+    format: AnyFormat = None,
+    expert_memory: ExpertMemory = None,
+    trace: TraceFile = None,
+    threads: Threads = None,
+    grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
+) -> None:
+    """Serve MODEL over the API of OpenAI.
+
+    POST /v1/chat/completions and /v1/completions, plain and streamed; GET /v1/models, /health, /stats and /docs.
+    """
+    from baltoro.server import listen
+    from baltoro.server.app import Served, create_app
+
+    sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
+    opened = _open(
+        model, max_context=max_context, max_running=max_running, threads=threads, format=format,
+        expert_memory=expert_memory, trace=trace,
+    )  # fmt: skip
+    with closing(opened) as llm:
+        served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
+        url = listen.url(host, sockets[0])
+        typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
+        cut = listen.run(create_app(served), sockets, grace_s=grace)
+    if cut:
+        raise BaltoroError(f"left with {cut} request(s) unfinished", hint="--grace gives them more time")
+
+
+def default_names(model: str) -> list[str]:
+    """The model's own name first; programs written for K2 find theirs too."""
+    return list(
+        dict.fromkeys([Path(model).resolve().name, "baltoro", "kimi-k2-instruct", "moonshotai/Kimi-K2-Instruct"])
+    )
+
+
+@app.command()
+def chat(
+    model: Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="nano")] = None,
+    prompt: Annotated[
+        str | None, typer.Argument(help="Ask this and leave; `-` or no terminal: ask what stdin says.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt. [default: K2's own]")] = None,
+    temperature: Annotated[float, typer.Option(min=0, max=2, help="0: always the likeliest token.")] = 0.6,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. [default: what the context leaves]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer.")] = None,
+    tools: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of tools as OpenAI declares them; calls are printed, you give results."),
+    ] = None,
+    format: AnyFormat = None,
+    expert_memory: ExpertMemory = None,
+    trace: TraceFile = None,
+    threads: Threads = None,
+) -> None:
+    """Talk to MODEL in the terminal, or ask it one PROMPT.
+
+    A single argument that names no model is the prompt: `baltoro chat "Who are you?"` asks nano.
+    """
+    from baltoro import terminal
+    from baltoro.chat.messages import ChatRequest, Message
+
+    if model is not None and prompt is None and not names_model(model):
+        model, prompt = None, model
+    if prompt == "-" or (prompt is None and not sys.stdin.isatty()):
+        prompt = sys.stdin.read()
+    if prompt is not None and not prompt.strip():
+        raise typer.BadParameter("the prompt is empty", param_hint="PROMPT")
+    request = ChatRequest(
+        messages=(Message(role="system", content=system),) if system is not None else (),
+        tools=read_tools(tools) if tools else (),
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+    )
+    opened = _open(model or "nano", threads=threads, format=format, expert_memory=expert_memory, trace=trace)
+    with closing(opened) as llm:
+        if prompt is None:
+            terminal.converse(llm, request)
+        else:
+            terminal.ask(llm, replace(request, messages=(*request.messages, Message(role="user", content=prompt))))
+
+
+def names_model(word: str) -> bool:
+    """Whether a lone argument of `chat` means a model: a preset, or something that looks like a path."""
+    from baltoro.config import PRESETS
+
+    return word in PRESETS or (not any(c.isspace() for c in word) and ("/" in word or Path(word).exists()))
+
+
+def read_tools(path: Path) -> tuple[Tool, ...]:
+    """The tools of a JSON file: a list, or an object with a list `tools`, as in a request's body."""
+    from baltoro.server import body, openai
+
+    try:
+        document = body.parse_json(path.read_bytes())
+    except OSError as error:
+        raise RequestError(f"{path}: {error.strerror}", hint="--tools takes a JSON file") from error
+    if isinstance(document, dict):
+        document = cast("dict[str, Any]", document).get("tools")
+    return openai.read_tools(document)
