@@ -242,14 +242,14 @@ def bench_trace(
         reader = trace.Reader(file)
         header, records = reader.header, iter(reader)
     rooms = list(dict.fromkeys(simulate.room(each, header) for each in budget.split(",")))
-    with display.Display(f"reading {file or 'made-up choices'}"):
+    with display.Counted(f"reading {file or 'made-up choices'}"):
         uses = simulate.Uses.of(header, records)
     if reader is not None and reader.note:
         typer.echo(reader.note, err=True)
     typer.echo(f"{header.model}: {uses.tokens:,} tokens, {len(uses.needed):,} uses of experts", err=True)
     for count in rooms:
         for name in names:
-            with display.Display(f"{name}, {count:,} experts") as shown:
+            with display.Counted(f"{name}, {count:,} experts") as shown:
                 result = simulate.run(uses, name, count, progress=shown.update)
             typer.echo(json.dumps(asdict(result)) if as_json else simulate.line(result))
 

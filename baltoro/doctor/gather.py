@@ -29,7 +29,7 @@ from baltoro.kernels.formats import Format
 from baltoro.llm import LLM
 from baltoro.weights import fit
 from baltoro.weights.checkpoint import Checkpoint
-from baltoro.weights.display import Display
+from baltoro.weights.display import Counted
 from baltoro.weights.eviction import Key, Pinned
 from baltoro.weights.experts import ExpertStore, Statistics
 from baltoro.weights.trace import Reader
@@ -156,7 +156,7 @@ def _decode(engine: Engine, prompt: list[int], tokens: int, constraint: Unending
 
     sampling = SamplingParams(max_tokens=tokens, temperature=1.0, seed=0)
     engine.submit(Request(prompt=prompt, sampling=sampling, sink=sink, constraint=constraint))
-    with Display("decoding") as shown:
+    with Counted("decoding") as shown:
         for done in range(tokens):
             step = steps.get()
             if step.error is not None or step.token is None:

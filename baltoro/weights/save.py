@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from baltoro.errors import CheckpointError
 from baltoro.weights.checkpoint import INDEX
+from baltoro.weights.durable import sync
 
 SHARD_BYTES = 4 * 2**30
 
@@ -49,7 +49,7 @@ def write(
             if not target.exists():
                 moved.append(target)
             path.replace(target)
-        _sync(directory)
+        sync(directory)
     except BaseException as error:
         for path in moved:
             path.unlink(missing_ok=True)
@@ -76,7 +76,7 @@ def _stage(
             shard, path, metadata={"format": "pt"}
         )  # transformers refuses files without this mark
         path.chmod(readable)  # safetensors makes files that only their owner may read
-        _sync(path)
+        sync(path)
         shards.append(list(shard))
         shard.clear()
 
@@ -108,14 +108,6 @@ def _stage(
     ):
         path = staging / file
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        _sync(path)
+        sync(path)
         paths.append(path)
     return paths
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

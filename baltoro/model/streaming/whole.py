@@ -30,7 +30,7 @@ from baltoro.model.streaming.run import Found
 from baltoro.model.streaming.session import Parts
 from baltoro.model.whole import ON_PAPER, expected_experts
 from baltoro.weights import simulate, trace
-from baltoro.weights.display import Display
+from baltoro.weights.display import Counted
 from baltoro.weights.experts import LEAST_SLOTS, POLICY
 
 SKEW, STICKY = 0.7, 0.3
@@ -161,7 +161,7 @@ def _hit_rate(config: ModelConfig, room: int, expert_bytes: int) -> float:
     counted: list[tuple[int, int]] = []
     for tokens in (TRACED, 2 * TRACED):
         uses = simulate.Uses.of(header, trace.synthetic(header, tokens=tokens, skew=SKEW, sticky=STICKY, seed=0))
-        with Display(f"made-up choices, {room:,} experts in memory") as display:
+        with Counted(f"made-up choices, {room:,} experts in memory") as display:
             result = simulate.run(uses, POLICY, room, progress=display.update)
         counted.append((result.uses, result.misses))
     (before, missed_before), (uses_in_all, missed) = counted

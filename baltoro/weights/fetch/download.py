@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from baltoro.errors import FetchError
+from baltoro.weights.display import Display, size
 from baltoro.weights.fetch import http
-from baltoro.weights.fetch.display import Display, size
 from baltoro.weights.fetch.http import Patience, Transient
 from baltoro.weights.fetch.journal import RemoteFile
 from baltoro.weights.fetch.part import PIECE, Lease, Part, Stopped

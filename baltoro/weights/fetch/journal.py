@@ -12,12 +12,11 @@ against the bytes before it counts.
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from baltoro.weights.durable import append_fact, read_facts, replace_facts
 from baltoro.weights.fetch.digest import Digest, Kind
 
 
@@ -67,10 +66,9 @@ class Journal:
     def read(self) -> Claims | None:
         """None: there is no journal, or it is of another file than `self.file`."""
         try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            facts = read_facts(self.path)
         except OSError:
             return None
-        facts = [fact for line in lines if (fact := _parse(line)) is not None]
         if not facts or not self._is_ours(facts[0]):
             return None
         return _claims(facts[1:], self.file)
@@ -90,34 +88,16 @@ class Journal:
         facts: list[dict[str, Any]] = [{"size": self.file.size, "digest": digest, "version": self.file.version}]
         facts += [{"prefix": end, "hex": value} for end, value in (prefixes or {}).items()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.path.with_name(f"{self.path.name}.new")
-        unfinished.write_text("".join(json.dumps(fact) + "\n" for fact in facts), encoding="utf-8")
-        unfinished.replace(self.path)
+        replace_facts(self.path, facts)
 
     def prefix(self, end: int, value: str) -> None:
-        self._append({"prefix": end, "hex": value})
+        append_fact(self.path, {"prefix": end, "hex": value})
 
     def stretch(self, stretch: Stretch) -> None:
-        self._append({"start": stretch.start, "end": stretch.end, "sha256": stretch.sha256})
+        append_fact(self.path, {"start": stretch.start, "end": stretch.end, "sha256": stretch.sha256})
 
     def whole(self, whole: Whole) -> None:
-        self._append({"whole": str(whole.digest), "mtime_ns": whole.mtime_ns})
-
-    def _append(self, fact: dict[str, Any]) -> None:
-        # One write of one line, the line break first: a torn line before it stays alone.
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            os.write(descriptor, b"\n" + json.dumps(fact).encode() + b"\n")
-        finally:
-            os.close(descriptor)
-
-
-def _parse(line: str) -> dict[str, Any] | None:
-    try:
-        fact: object = json.loads(line)
-    except ValueError:
-        return None
-    return cast("dict[str, Any]", fact) if isinstance(fact, dict) else None
+        append_fact(self.path, {"whole": str(whole.digest), "mtime_ns": whole.mtime_ns})
 
 
 def _claims(facts: list[dict[str, Any]], file: RemoteFile) -> Claims:

@@ -13,9 +13,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from baltoro.errors import FetchError
+from baltoro.weights.display import Display, duration, size
 from baltoro.weights.fetch import check
 from baltoro.weights.fetch.digest import Digest
-from baltoro.weights.fetch.display import Display, duration, size
 from baltoro.weights.fetch.download import Download, Pace, Tally
 from baltoro.weights.fetch.journal import RemoteFile
 from baltoro.weights.fetch.sources import Listing, source_of, title

@@ -24,10 +24,10 @@ from baltoro.kernels import noise
 from baltoro.kernels.formats import Format, Packed
 from baltoro.weights import layout
 from baltoro.weights.checkpoint import DTYPES, INDEX
-from baltoro.weights.fetch.display import Display, size
+from baltoro.weights.display import Display, size
+from baltoro.weights.durable import sync
 from baltoro.weights.layout import PAGE, Shard, Stored
 from baltoro.weights.lock import locked
-from baltoro.weights.quantize.journal import sync
 from baltoro.weights.quantize.shard import Sink, bytes_of, header, room
 
 HEADER_BYTES = 256  # of a shard's header for each tensor, about

@@ -24,13 +24,14 @@ from baltoro.errors import CheckpointError
 from baltoro.kernels.formats import Format
 from baltoro.weights import layout
 from baltoro.weights.checkpoint import INDEX, SCALE, check, check_part
-from baltoro.weights.fetch.display import Display, duration, size
+from baltoro.weights.display import Display, duration, size
+from baltoro.weights.durable import sync
 from baltoro.weights.fetch.run import Pace
 from baltoro.weights.fetch.sources import SMALL, SUMS
 from baltoro.weights.layout import Shard
 from baltoro.weights.lock import locked
 from baltoro.weights.quantize import loss, shard
-from baltoro.weights.quantize.journal import STATE, Finished, Journal, sync
+from baltoro.weights.quantize.journal import STATE, Finished, Journal
 from baltoro.weights.quantize.source import Source, open_source, places
 
 HEADER_BYTES = 256  # of a shard's header for each tensor, about

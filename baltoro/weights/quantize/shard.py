@@ -23,8 +23,9 @@ from baltoro.kernels.formats import Packed
 from baltoro.kernels.slab import ALIGNMENT, Slab, aligned
 from baltoro.weights import pack
 from baltoro.weights.checkpoint import DTYPES, Checkpoint
+from baltoro.weights.durable import sync
 from baltoro.weights.layout import PAGE, Block, Shard, Stored
-from baltoro.weights.quantize.journal import Finished, sync
+from baltoro.weights.quantize.journal import Finished
 from baltoro.weights.quantize.loss import SAMPLED_EXPERTS, Losses
 
 PIECE = 2**24  # values of a kept tensor that are checked and written together

@@ -20,8 +20,8 @@ from baltoro.model.batch import Batch
 from baltoro.model.load import load
 from baltoro.weights.blocks import expert_block
 from baltoro.weights.checkpoint import Checkpoint
+from baltoro.weights.durable import sync
 from baltoro.weights.quantize import invent
-from baltoro.weights.quantize.journal import sync
 from tests import tiny
 
 CONFIG = tiny.config(num_hidden_layers=3, hidden_size=256, v_head_dim=32, kv_lora_rank=32, n_routed_experts=12)

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from baltoro.weights.fetch import display
-from baltoro.weights.fetch.display import Display, duration, size
+from baltoro.weights import display
+from baltoro.weights.display import Display, duration, size
 
 
 def test_figures_are_those_of_a_disk_s_label() -> None:
