@@ -23,9 +23,10 @@ import torch
 from torch import Tensor
 
 from baltoro.config import ModelConfig
-from baltoro.kernels import measure, ops
+from baltoro.kernels import measure
 from baltoro.kernels.formats import Format
 from baltoro.kernels.slab import Slab
+from baltoro.kernels.targets import chosen_target
 from baltoro.model import slices
 from baltoro.model.batch import Batch, LatentCache
 from baltoro.model.bench import CHUNK_TOKENS
@@ -95,7 +96,7 @@ def measured(format: Format, scratch: Tensor, given: argparse.Namespace) -> dict
     with torch.inference_mode():
         ours(model, given.prompt, 4)
         for _ in range(given.rounds):
-            roofs.append(measure.read_roof(scratch, ops.chosen_target()))
+            roofs.append(measure.read_roof(scratch, chosen_target()))
             mine.append(ours(model, given.prompt, given.answer))
             if given.llama_bench is not None:
                 file = given.models / f"{PEERS[format]}.gguf"
@@ -108,7 +109,7 @@ def measured(format: Format, scratch: Tensor, given: argparse.Namespace) -> dict
             other = max(pair[index] for pair in peer)
             row |= {f"{name}_llama_cpp_{PEERS[format]}": round(other, 2), f"{name}_ratio": round(best / other, 2)}
     return row | {
-        "read_roof_gbps": round(max(roofs), 1), "target": ops.chosen_target(), "threads": given.threads,
+        "read_roof_gbps": round(max(roofs), 1), "target": chosen_target(), "threads": given.threads,
         "cpu": platform.processor() or platform.machine(), "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 
 from baltoro.config import ModelConfig
-from baltoro.kernels import measure, ops
+from baltoro.kernels import measure
 from baltoro.kernels.formats import Format
+from baltoro.kernels.targets import chosen_target
 
 PEERS: dict[Format, str] = {"int4": "RAWINT4", "fp8": "FP8"}
 
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    config, target = ModelConfig.open("kimi-k2-instruct"), ops.chosen_target()
+    config, target = ModelConfig.open("kimi-k2-instruct"), chosen_target()
     for format, method in PEERS.items():
         peer = Peer(given.kt, method, given.experts, given.threads) if given.kt else None
         mixture = measure.random_mixture(config, format, given.experts)

@@ -22,7 +22,7 @@ import pytest
 import torch
 
 from baltoro import cli
-from baltoro.kernels import ops
+from baltoro.kernels.targets import targets
 from baltoro.model.batch import Batch
 from baltoro.model.load import load
 from baltoro.weights.trace import Header, Writer, synthetic
@@ -249,7 +249,7 @@ def small_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+@pytest.mark.skipif(len(targets()) == 1, reason="no native kernels were built")
 def test_bench_layers_prints_one_json_object_a_row_and_its_progress_beside(small_layers: Path) -> None:
     result = run(
         "bench", "layers", small_layers, "--json", "--seconds", 0.1, "--format", "int4", "--format", "bf16",
@@ -278,7 +278,7 @@ def test_bench_layers_prints_one_json_object_a_row_and_its_progress_beside(small
         (["--context", "2049"], 1, "beyond the model's 2048"),
     ],
 )
-@pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+@pytest.mark.skipif(len(targets()) == 1, reason="no native kernels were built")
 def test_bench_layers_explains_what_it_cannot_do(
     arguments: list[str], status: int, says: str, small_layers: Path
 ) -> None:
@@ -286,7 +286,7 @@ def test_bench_layers_explains_what_it_cannot_do(
     assert says in error_of(result, status)
 
 
-@pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+@pytest.mark.skipif(len(targets()) == 1, reason="no native kernels were built")
 def test_bench_layers_stops_at_ctrl_c_without_a_traceback(small_layers: Path) -> None:
     command = [*BALTORO, "bench", "layers", small_layers, "--seconds", "600", "--threads", "1", "--format", "int8"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

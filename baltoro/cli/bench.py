@@ -45,8 +45,9 @@ def bench_kernels(
     import torch
 
     from baltoro.config import ModelConfig
-    from baltoro.kernels import measure, measure_attention, ops
+    from baltoro.kernels import measure, measure_attention
     from baltoro.kernels.formats import FORMATS, Format
+    from baltoro.kernels.targets import chosen_target
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -54,7 +55,7 @@ def bench_kernels(
     config, prompts = ModelConfig.open(model), tuple(tokens or (512,))
     of_experts = measure.rows(config, wanted, experts=experts, prefill=prompts, seconds=seconds)
     of_attention = measure_attention.rows(
-        config, contexts=tuple(context or (4096, 32768)), prompts=prompts, seconds=seconds, target=ops.chosen_target()
+        config, contexts=tuple(context or (4096, 32768)), prompts=prompts, seconds=seconds, target=chosen_target()
     )
     for row in itertools.chain(of_experts, of_attention):
         typer.echo(json.dumps(asdict(row)) if as_json else measure.line(row))

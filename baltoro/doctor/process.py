@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 
 from baltoro.doctor.facts import Process
-from baltoro.kernels import cpus, memory, ops
+from baltoro.kernels import cpus, memory
+from baltoro.kernels.targets import chosen_target, targets
 
 PROC = Path("/proc")
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -28,8 +29,8 @@ def look(proc: Path = PROC, huge_pages: Path = HUGE_PAGES) -> Process:
         anonymous_bytes=status.get("RssAnon"),
         huge_bytes=rollup.get("AnonHugePages"),
         huge_pages=_chosen(huge_pages),
-        target=ops.chosen_target(),
-        best_target=ops.targets()[-1],
+        target=chosen_target(),
+        best_target=targets()[-1],
         forced_target=os.environ.get("BALTORO_CPU"),
     )
 

@@ -14,10 +14,11 @@ import torch
 
 from baltoro.config import ModelConfig
 from baltoro.doctor.facts import Disk, Roof
-from baltoro.kernels import measure, memory, ops, reader
+from baltoro.kernels import measure, memory, reader
 from baltoro.kernels.formats import FORMATS, Format
 from baltoro.kernels.reader import File, Reader, Ticket
 from baltoro.kernels.slab import Slab
+from baltoro.kernels.targets import chosen_target, targets
 from baltoro.weights.blocks import expert_block
 from baltoro.weights.checkpoint import Checkpoint
 
@@ -45,7 +46,7 @@ def roof(format: str, *, threads: int, target: str) -> Roof:
 
 def roofs(format: str, threads: int, usable: int) -> tuple[Roof, ...]:
     """As the run is; then with as many threads as there are CPUs, and with the best instruction set, if they differ."""
-    target, best = ops.chosen_target(), ops.targets()[-1]
+    target, best = chosen_target(), targets()[-1]
     wanted = dict.fromkeys([(threads, target), (usable, target), (threads, best)])
     return tuple(roof(format, threads=count, target=name) for count, name in wanted)
 

@@ -17,6 +17,7 @@ from torch.nn.functional import silu
 from baltoro.kernels import formats, ops
 from baltoro.kernels.door import check
 from baltoro.kernels.formats import Format, Packed
+from baltoro.kernels.targets import chosen_target, native
 
 PROJECTIONS = 3  # gate, up, down: weights and scales of each in turn
 
@@ -88,7 +89,7 @@ def experts(
         raise ValueError(f"places are {int(places.min())} .. {int(places.max())}, expected -1 .. {count - 1}")
     if chosen.numel() and not (int(chosen.min()) >= 0 and int(chosen.max()) < E):
         raise ValueError(f"chosen holds {int(chosen.min())} .. {int(chosen.max())}, expected 0 .. {E - 1}")
-    target = target or ops.chosen_target()
+    target = target or chosen_target()
     if target == "torch":
         for expert in cast("list[int]", chosen.unique().tolist()):  # rising
             if (place := int(places[expert])) >= 0:
@@ -102,7 +103,7 @@ def experts(
         for (outputs, inputs), (data, _), (scales, size)
         in zip(shape.matrices, shape.parts[::2], shape.parts[1::2], strict=True)
     ]  # fmt: skip
-    ops.native().block_experts(
+    native().block_experts(
         target, described[0], described[1], described[2], shape.nbytes, places.data_ptr(), x.data_ptr(),
         chosen.data_ptr(), weights.data_ptr(), onto.data_ptr(), T, K, E, torch.get_num_threads(),
     )  # fmt: skip

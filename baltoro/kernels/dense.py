@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import silu
 
 from baltoro.kernels.door import check, target_for
-from baltoro.kernels.ops import native
+from baltoro.kernels.targets import native
 
 FEW = 8  # tokens up to which a weight is read once a token or two; measured
 

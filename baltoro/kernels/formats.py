@@ -59,6 +59,11 @@ class Packed:
             if part.numel():
                 (whole if expert is None else whole[expert]).copy_(part)
 
+    def one(self, expert: int) -> Packed:
+        """A matrix of the stack, where it lies."""
+        scales = self.scales[expert] if self.scales.numel() else self.scales
+        return Packed(self.format, self.outputs, self.inputs, self.group, self.data[expert], scales)
+
     @property
     def nbytes(self) -> int:
         return self.data.nbytes + self.scales.nbytes

@@ -12,10 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from baltoro.kernels import ops
-from baltoro.kernels.door import check, target_for
+from baltoro.kernels import attention, ops
+from baltoro.kernels.door import check, check_packed, check_scale, described, target_for
 from baltoro.kernels.formats import Packed
 from baltoro.kernels.norm import rms_norm
+from baltoro.kernels.targets import native
 
 DENSE_NUMBERS = 2**20  # of a kv_b that every token may read for itself
 
@@ -33,7 +34,7 @@ def turn(q: Tensor, cos: Tensor, sin: Tensor, *, target: str | None = None) -> T
     if width < 2 * pairs:
         raise ValueError(f"q is {tuple(q.shape)}, expected heads of at least the {2 * pairs} numbers that are turned")
     q, cos, sin = q.contiguous(), cos.contiguous(), sin.contiguous()
-    ops.native().rotate(
+    native().rotate(
         q.data_ptr() + 4 * (width - 2 * pairs), cos.data_ptr(), sin.data_ptr(), T, H, 2 * pairs, H * width, width,
         torch.get_num_threads(),
     )  # fmt: skip
@@ -61,7 +62,7 @@ def keep(
     check("cache", cache, cache.dtype, (cache.shape[0], width))
     slots = checked_slots("slots", slots, T, cache)
     x, weight, cos, sin = (t.contiguous() for t in (x, weight, cos, sin))
-    ops.native().write_latents(
+    native().write_latents(
         target, x.data_ptr(), weight.data_ptr(), eps, cos.data_ptr(), sin.data_ptr(), cache.data_ptr(),
         cache.dtype is torch.bfloat16, slots.data_ptr(), T, latent, 2 * pairs, torch.get_num_threads(),
     )  # fmt: skip
@@ -75,25 +76,26 @@ def attend(
 
     q:       (B, H, N + R) float32, turned
     absorbed_keys, values: stacks (H, C, N) and (H, V, C)
-    cache, slots, edges, scale: as in `ops.mla_decode`
+    cache, slots, edges, scale: as in `attention.mla_decode`
     Returns: (B, H, V) float32
     """
     B, H, width = q.shape
     C, N = absorbed_keys.outputs, absorbed_keys.inputs
+    check_scale(scale)
     chosen = target_for(target, q)
     if chosen == "torch":
         absorbed = torch.cat((ops.matmul_each(q[..., :N], absorbed_keys, target="torch"), q[..., N:]), dim=-1)
-        context = ops.mla_decode(absorbed, cache, slots, edges, scale=scale, latent=C, target="torch")
+        context = attention.mla_decode(absorbed, cache, slots, edges, scale=scale, latent=C, target="torch")
         return ops.matmul_each(context, values, target="torch")
-    ops.check_packed("absorbed_keys", absorbed_keys, H)
-    ops.check_packed("values", values, H)
+    check_packed("absorbed_keys", absorbed_keys, H)
+    check_packed("values", values, H)
     check("cache", cache, torch.bfloat16, (cache.shape[0], C + width - N))
-    if values.inputs != C or width <= N or C % ops.COLUMNS or (C + width - N) % 4 or not cache.is_contiguous():
+    if values.inputs != C or width <= N or C % attention.COLUMNS or (C + width - N) % 4 or not cache.is_contiguous():
         raise ValueError(f"q {tuple(q.shape)}, keys ({C}, {N}), values ({values.outputs}, {values.inputs}) do not fit")
     slots, edges = checked_sequences(slots, edges, B, cache)
     q, out = q.contiguous(), torch.empty(B, H, values.outputs)
-    ops.native().mla_step(
-        chosen, ops.described("absorbed_keys", absorbed_keys), ops.described("values", values), q.data_ptr(),
+    native().mla_step(
+        chosen, described("absorbed_keys", absorbed_keys), described("values", values), q.data_ptr(),
         cache.data_ptr(), slots.data_ptr(), edges.data_ptr(), scale, out.data_ptr(), B, H, width - N,
         torch.get_num_threads(),
     )  # fmt: skip
@@ -114,6 +116,7 @@ def attend_dense(
     """
     (B, H, width), (_, both, C), row = q.shape, kv_b.shape, cache.shape[-1]
     N = width - (row - C)
+    check_scale(scale)
     target = target_for(target, q, kv_b)
     if target == "torch":
         keys, values = torch.split(kv_b, [N, both - N], dim=1)
@@ -131,7 +134,7 @@ def attend_dense(
         raise ValueError(f"q {tuple(q.shape)}, kv_b {tuple(kv_b.shape)} and cache {tuple(cache.shape)} do not fit")
     slots, edges = checked_sequences(slots, edges, B, cache)
     q, kv_b, out = q.contiguous(), kv_b.contiguous(), torch.empty(B, H, both - N)
-    ops.native().dense_mla_step(
+    native().dense_mla_step(
         target, kv_b.data_ptr(), q.data_ptr(), cache.data_ptr(), is_bf16, slots.data_ptr(), edges.data_ptr(), scale,
         out.data_ptr(), B, H, N, both - N, C, row - C, torch.get_num_threads(),
     )  # fmt: skip
@@ -156,6 +159,6 @@ def checked_sequences(slots: Tensor, edges: Tensor, sequences: int, cache: Tenso
 def checked_slots(name: str, slots: Tensor, rows: int, cache: Tensor) -> Tensor:
     check(name, slots, torch.int64, (rows,))
     slots = slots.contiguous()
-    if not ops.native().within(slots.data_ptr(), rows, len(cache)):
+    if not native().within(slots.data_ptr(), rows, len(cache)):
         raise ValueError(f"{name} hold {int(slots.min())} .. {int(slots.max())}, the cache has {len(cache)} rows")
     return slots

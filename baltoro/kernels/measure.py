@@ -19,6 +19,7 @@ from baltoro.errors import BaltoroError
 from baltoro.kernels import formats, noise, ops
 from baltoro.kernels.formats import FORMATS, Format, Packed
 from baltoro.kernels.slab import Slab, aligned
+from baltoro.kernels.targets import chosen_target, native
 
 _Result = TypeVar("_Result")
 
@@ -76,16 +77,15 @@ def random_mixture(config: ModelConfig, format: Format, experts: int) -> Mixture
 
 def read_roof(weights: Tensor, target: str) -> float:
     """GB/s of plain reading, on the memory of these weights: a GiB of it, if there is as much."""
-    native = ops.native()
     threads = torch.get_num_threads()
     flat = weights.flatten()
     nbytes = min(flat.nbytes, 2**30) // (512 * threads) * (512 * threads)
-    return native.read_roof(target, flat.data_ptr(), nbytes, threads) / 1e9
+    return native().read_roof(target, flat.data_ptr(), nbytes, threads) / 1e9
 
 
 def peak(format: Format, target: str) -> float:
     """GFLOP/s (a product counts as two) of the instruction that this format is multiplied with."""
-    return ops.native().multiply_roof(target, FORMATS.index(format), torch.get_num_threads()) / 1e9
+    return native().multiply_roof(target, FORMATS.index(format), torch.get_num_threads()) / 1e9
 
 
 def rows(
@@ -101,7 +101,7 @@ def rows(
 
     experts: how many the layer has here. A prompt's share for them is prefill tokens * K / 384, as in the whole model.
     """
-    target = target or ops.chosen_target()
+    target = target or chosen_target()
     if target == "torch":
         raise BaltoroError("there are no native kernels to measure", hint="install a C++ compiler, then baltoro again")
     for format in wanted:

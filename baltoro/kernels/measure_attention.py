@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from baltoro.config import ModelConfig
-from baltoro.kernels import memory, ops
+from baltoro.kernels import attention, memory
 from baltoro.kernels.measure import Row, best, peak, read_roof
 from baltoro.kernels.slab import Slab
 
@@ -48,7 +48,7 @@ def rows(
         def decode(turn: int, q: torch.Tensor = q, edges: torch.Tensor = edges, places: int = places) -> object:
             first = turn % places * int(edges[1])
             slots = torch.arange(first, first + int(edges[1]))
-            return ops.mla_decode(q, cache, slots, edges, scale=scale, latent=C, target=target)
+            return attention.mla_decode(q, cache, slots, edges, scale=scale, latent=C, target=target)
 
         yield row("mla_decode", context, decode, context * width * 2, 2.0 * H * context * (width + C))
     for prompt in prompts:
@@ -56,7 +56,7 @@ def rows(
         k, v = k.bfloat16(), torch.randn(prompt, H, config.v_head_dim).bfloat16()
 
         def prefill(_: int, q: torch.Tensor = q, k: torch.Tensor = k, v: torch.Tensor = v) -> object:
-            return ops.causal_attention(q, k, v, scale=scale, target=target)
+            return attention.causal_attention(q, k, v, scale=scale, target=target)
 
         pairs = prompt * (prompt + 1) // 2  # of a token and one that it sees
         flops = 2.0 * H * pairs * (config.qk_head_dim + config.v_head_dim)

@@ -13,7 +13,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, target: str | None = None
     """x / sqrt(mean(x^2) + eps) * weight.
 
     x:       (T, D), its rows perhaps part of longer ones. Native: float32, the same bits on every target.
-    target:  one of `ops.targets()`; None: the chosen one. Other types, devices and gradients go to the twin.
+    target:  one of `targets()`; None: the chosen one. Other types, devices and gradients go to the twin.
     """
     target = target_for(target, x, weight)
     if target == "torch" or x.dim() != 2:

@@ -12,7 +12,7 @@ from torch import Tensor
 from baltoro.counts import BLOCK
 from baltoro.kernels import formats
 from baltoro.kernels.formats import FORMATS, Packed
-from baltoro.kernels.ops import chosen_target, native
+from baltoro.kernels.targets import chosen_target, native
 
 _SOURCES = {torch.float32: 0, torch.bfloat16: 1, torch.float8_e4m3fn: 2}
 

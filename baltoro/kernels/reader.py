@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from baltoro.errors import BaltoroError, ReadError
-from baltoro.kernels import ops
+from baltoro.kernels.targets import native
 
 UNIT = 4096  # bytes: offsets, addresses and sizes of memory are multiples
 BACKENDS = ("uring", "threads")
@@ -232,7 +232,7 @@ def memory(nbytes: int) -> Tensor:
 
 
 def _native() -> Any:
-    native = ops.native()
-    if not hasattr(native, "make_reader"):
+    module = native()
+    if not hasattr(module, "make_reader"):
         raise BaltoroError("asynchronous reads were not built for this system", hint="Linux or macOS")
-    return native
+    return module

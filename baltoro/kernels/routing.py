@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from baltoro.kernels.door import check, target_for
-from baltoro.kernels.ops import native
+from baltoro.kernels.targets import native
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from baltoro.kernels import ops
-from baltoro.kernels.door import check, target_for
+from baltoro.kernels import attention
+from baltoro.kernels.door import check, check_mixture, check_packed, check_scale, described, target_for
 from baltoro.kernels.formats import Packed
 from baltoro.kernels.latents import checked_sequences, checked_slots
 from baltoro.kernels.routing import Choice, check_choice
+from baltoro.kernels.targets import chosen_target, native
 
 _NOTHING = (0, 0, 0, 0, 0, 0)
 
@@ -38,12 +39,12 @@ class AttentionStep:
         rotary = kv_a.outputs - C
         self.heads, self.rotary, self.width, self.hidden = heads, rotary, kv_a.outputs, kv_a.inputs
         for name, w in (("q_b", q_b), ("kv_a", kv_a), ("output", output)):
-            ops.check_packed(name, w, None)
-        ops.check_packed("absorbed_keys", absorbed_keys, heads)
-        ops.check_packed("values", values, heads)
+            check_packed(name, w, None)
+        check_packed("absorbed_keys", absorbed_keys, heads)
+        check_packed("values", values, heads)
         check("kv_norm", kv_norm, torch.float32, (C,))
         if q_a is not None and q_norm is not None:
-            ops.check_packed("q_a", q_a, None)
+            check_packed("q_a", q_a, None)
             check("q_norm", q_norm, torch.float32, (q_a.outputs,))
         expected = {
             "q_b": ((q_b.outputs, q_b.inputs), (heads * (N + rotary), self.hidden if q_a is None else q_a.outputs)),
@@ -55,13 +56,13 @@ class AttentionStep:
         for name, (found, wanted) in expected.items():
             if found != wanted:
                 raise ValueError(f"{name} is {found}, expected {wanted}")
-        if C % ops.COLUMNS or self.width % 4 or rotary < 2 or rotary % 2 or (q_a is None) != (q_norm is None):
-            raise ValueError(f"latents of {C} and {rotary} numbers, expected multiples of {ops.COLUMNS} and 4")
+        if C % attention.COLUMNS or self.width % 4 or rotary < 2 or rotary % 2 or (q_a is None) != (q_norm is None):
+            raise ValueError(f"latents of {C} and {rotary} numbers, expected multiples of {attention.COLUMNS} and 4")
         self._kept = (q_a, q_norm, q_b, kv_a, kv_norm, absorbed_keys, values, output)  # native code has addresses only
-        self._weights = ops.native().AttentionWeights(
-            _NOTHING if q_a is None else ops.described("q_a", q_a), ops.described("q_b", q_b),
-            ops.described("kv_a", kv_a), ops.described("absorbed_keys", absorbed_keys),
-            ops.described("values", values), ops.described("output", output),
+        self._weights = native().AttentionWeights(
+            _NOTHING if q_a is None else described("q_a", q_a), described("q_b", q_b),
+            described("kv_a", kv_a), described("absorbed_keys", absorbed_keys),
+            described("values", values), described("output", output),
             0 if q_norm is None else q_norm.data_ptr(), kv_norm.data_ptr(), eps,
         )  # fmt: skip
 
@@ -74,6 +75,7 @@ class AttentionStep:
         cos, sin, slots, edges, scale: as in latents.py. Returns: (B, D) float32
         """
         B, pairs = x.shape[0], self.rotary // 2
+        check_scale(scale)
         check("x", x, torch.float32, (B, self.hidden))
         check("cos", cos, torch.float32, (B, pairs))
         check("sin", sin, torch.float32, (B, pairs))
@@ -83,8 +85,8 @@ class AttentionStep:
         write_slots = checked_slots("write_slots", write_slots, B, cache)
         slots, edges = checked_sequences(slots, edges, B, cache)
         x, cos, sin, y = x.contiguous(), cos.contiguous(), sin.contiguous(), torch.empty(B, self.hidden)
-        ops.native().attention_step(
-            target or ops.chosen_target(), self._weights, x.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+        native().attention_step(
+            target or chosen_target(), self._weights, x.data_ptr(), cos.data_ptr(), sin.data_ptr(),
             cache.data_ptr(), write_slots.data_ptr(), slots.data_ptr(), edges.data_ptr(), scale, y.data_ptr(), B,
             self.heads, self.rotary, torch.get_num_threads(),
         )  # fmt: skip
@@ -114,13 +116,13 @@ class MixtureStep:
             raise ValueError(f"gate is a stack of {here}, expected at most the {E} experts of the router")
         for experts, three in ((here, (gate, up, down)), (1, shared)):
             if three is not None:
-                ops.check_mixture(*three, experts=experts, hidden=D)
+                check_mixture(*three, experts=experts, hidden=D)
         self.chosen, self.hidden, self.here = choice.chosen, D, here
         self.routed_seconds = 0.0  # of the last call, in the routed experts
         self._kept = (router, bias, gate, up, down, shared)  # native code has addresses only
         names = ("gate", "up", "down", "shared gate", "shared up", "shared down")
-        packed = [ops.described(name, w) for name, w in zip(names, (gate, up, down, *(shared or ())), strict=False)]
-        self._weights = ops.native().MixtureWeights(
+        packed = [described(name, w) for name, w in zip(names, (gate, up, down, *(shared or ())), strict=False)]
+        self._weights = native().MixtureWeights(
             router.data_ptr(), router.dtype is torch.bfloat16, bias.data_ptr(), choice.chosen, choice.groups,
             choice.kept_groups, choice.normalized, choice.factor, E, here, *packed, *([] if shared else [_NOTHING] * 3),
         )  # fmt: skip
@@ -132,8 +134,8 @@ class MixtureStep:
         check("x", x, torch.float32, (T, self.hidden))
         h, x, y = h.contiguous(), x.contiguous(), torch.empty(T, self.hidden)
         weights, chosen = torch.empty(T, self.chosen), torch.empty(T, self.chosen, dtype=torch.int64)
-        seconds = ops.native().mixture_step(
-            target or ops.chosen_target(), self._weights, h.data_ptr(), x.data_ptr(), weights.data_ptr(),
+        seconds = native().mixture_step(
+            target or chosen_target(), self._weights, h.data_ptr(), x.data_ptr(), weights.data_ptr(),
             chosen.data_ptr(), y.data_ptr(), T, torch.get_num_threads(),
         )  # fmt: skip
         if seconds is None:

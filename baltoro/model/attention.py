@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from baltoro.config import ModelConfig
-from baltoro.kernels import latents, ops, steps
+from baltoro.kernels import attention, latents, steps
 from baltoro.model.batch import Decode, Layout
 from baltoro.model.heads import Heads
 from baltoro.model.linear import Linear, RMSNorm
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         decode, heads, config = layout.decode, self.kv_b_proj.packed, self.config
         if decode is None or layout.chunks or heads is None or not steps.runs(x):
             return None
-        if not ops.can_attend(cache, latent=config.kv_lora_rank, key=config.qk_head_dim, value=config.v_head_dim):
+        if not attention.can_attend(cache, latent=config.kv_lora_rank, key=config.qk_head_dim, value=config.v_head_dim):
             return None
         if self.step is None:
             kv_a, output = self.kv_a_proj_with_mqa.packed, self.o_proj.packed
@@ -120,20 +120,20 @@ class Attention(nn.Module):
     def _through_cache(self, q: Tensor, slots: Tensor, layout: Layout) -> Tensor:
         """Each token of q (T, H, N + R) against all that its sequence has in `slots`: (T, H, V)."""
         config, packed = self.config, self.kv_b_proj.packed
-        native = ops.can_attend(slots, latent=config.kv_lora_rank, key=q.shape[-1], value=config.v_head_dim)
+        native = attention.can_attend(slots, latent=config.kv_lora_rank, key=q.shape[-1], value=config.v_head_dim)
         if layout.decode is not None and not layout.chunks:
             return self._absorbed(q, slots, layout.decode, native)
         context = q.new_empty(*q.shape[:2], config.v_head_dim)
         for chunk in layout.chunks:
             if native and packed is not None:
-                context[chunk.rows] = ops.mla_prefill(
+                context[chunk.rows] = attention.mla_prefill(
                     q[chunk.rows].float(), packed.keys, packed.values, slots, chunk.read_slots, scale=self.scale
                 ).to(q.dtype)
                 continue
             seen = slots[chunk.read_slots].to(q.dtype)  # (S, C + R)
             k, v = self._expand(*self._split_latent(seen))
             if native:
-                context[chunk.rows] = ops.causal_attention(
+                context[chunk.rows] = attention.causal_attention(
                     q[chunk.rows].float(), k.bfloat16(), v.bfloat16(), scale=self.scale
                 ).to(q.dtype)
                 continue
@@ -161,7 +161,7 @@ class Attention(nn.Module):
         q_nope, q_pe = torch.split(q, [config.qk_nope_head_dim, config.qk_rope_head_dim], dim=-1)
         q = torch.cat((self.kv_b_proj.query_to_latent(q_nope), q_pe), dim=-1)  # (B, H, C + R)
         if native:
-            context = ops.mla_decode(
+            context = attention.mla_decode(
                 q.float(), slots, decode.slots, decode.edges, scale=self.scale, latent=config.kv_lora_rank
             ).to(q.dtype)
         else:

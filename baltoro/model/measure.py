@@ -10,9 +10,10 @@ import torch
 from baltoro import counts
 from baltoro.config import ModelConfig
 from baltoro.errors import BaltoroError
-from baltoro.kernels import memory, ops
+from baltoro.kernels import memory
 from baltoro.kernels.formats import Format
 from baltoro.kernels.slab import Slab
+from baltoro.kernels.targets import chosen_target
 from baltoro.model import slices
 from baltoro.model.batch import LatentCache
 from baltoro.model.bench import CHUNK_TOKENS, Bench
@@ -42,7 +43,7 @@ def layers(
 
     Raises BaltoroError where native kernels are missing or the memory is too little.
     """
-    target = target or ops.chosen_target()
+    target = target or chosen_target()
     if target == "torch":
         raise BaltoroError("there are no native kernels to measure", hint="install a C++ compiler, then baltoro again")
     for context in (*wanted.contexts, *wanted.prompts):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baltoro.doctor.process import look, queued_s
-from baltoro.kernels import ops
+from baltoro.kernels.targets import targets
 
 
 def test_a_process_is_read_from_the_system_s_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ def test_a_process_is_read_from_the_system_s_files(tmp_path: Path, monkeypatch: 
     found = look(proc, huge)
     assert (found.anonymous_bytes, found.swapped_bytes, found.huge_bytes) == (2048 * 1024, 0, 1024 * 1024)
     assert (found.page_cache_bytes, found.huge_pages, found.forced_target) == (77 * 1024, "madvise", "scalar")
-    assert found.best_target == ops.targets()[-1]
+    assert found.best_target == targets()[-1]
     assert 1 <= found.usable_cpus <= found.cpus and found.free_bytes <= found.ram_bytes
 
 

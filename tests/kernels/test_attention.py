@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from baltoro.kernels import ops
+from baltoro.kernels import attention
+from baltoro.kernels.targets import targets
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 
 
 def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=ops.targets())
+@pytest.fixture(params=targets())
 def target(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -55,14 +56,14 @@ def assert_near(found: Tensor, truth: Tensor, values: Tensor) -> None:
 )  # fmt: skip
 def test_decode_equals_float64(lengths: list[int], heads: int, latent: int, rope: int, target: str) -> None:
     case = decode_case(lengths, heads, latent, rope)
-    assert_near(ops.mla_decode(**case, target=target), decode_truth(case), case["cache"])
+    assert_near(attention.mla_decode(**case, target=target), decode_truth(case), case["cache"])
 
 
 def test_decode_finds_the_one_row_that_matters(target: str) -> None:
     case = decode_case([3000], 64, 64, 16)
     for head, position in enumerate(range(0, 3000, 47)):
         case["q"][0, head] = case["cache"][case["slots"][position]].float() * 10
-    found = ops.mla_decode(**case, target=target)
+    found = attention.mla_decode(**case, target=target)
     expected = case["cache"][case["slots"][range(0, 3000, 47)]][:, :64].float()
     torch.testing.assert_close(found[0], expected, rtol=2.0**-7, atol=1e-3)
 
@@ -75,9 +76,9 @@ def test_a_sequence_gets_the_same_bits_in_any_company_and_on_any_number_of_threa
     results: list[Tensor] = []
     for threads in (1, 2, 5):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        results.append(ops.mla_decode(**case, target=native))
+        results.append(attention.mla_decode(**case, target=native))
     alone = [
-        ops.mla_decode(
+        attention.mla_decode(
             case["q"][b : b + 1], case["cache"], case["slots"][start:end], torch.tensor([0, end - start]),
             scale=0.3, latent=64, target=native,
         )
@@ -95,7 +96,7 @@ def test_a_sequence_gets_the_same_bits_in_any_company_and_on_any_number_of_threa
 def test_causal_attention_equals_float64(new: int, all_: int, heads: int, key: int, value: int, target: str) -> None:
     q, k, v = randn(new, heads, key, seed=0), randn(all_, heads, key, seed=1), randn(all_, heads, value, seed=2)
     k, v = k.bfloat16(), v.bfloat16()
-    found = ops.causal_attention(q, k, v, scale=0.4, target=target)
+    found = attention.causal_attention(q, k, v, scale=0.4, target=target)
     scores = torch.einsum("thk,shk->hts", q.bfloat16().double(), k.double()) * 0.4
     unseen = torch.arange(all_)[None, :] > torch.arange(all_ - new, all_)[:, None]
     truth = torch.einsum("hts,shv->thv", scores.masked_fill(unseen, -torch.inf).softmax(-1), v.double())
@@ -105,15 +106,15 @@ def test_causal_attention_equals_float64(new: int, all_: int, heads: int, key: i
 @pytest.mark.parametrize("native", NATIVE)
 def test_what_comes_later_changes_nothing_not_even_a_bit(native: str) -> None:
     q, k, v = randn(90, 2, 32, seed=0), randn(90, 2, 32, seed=1).bfloat16(), randn(90, 2, 32, seed=2).bfloat16()
-    whole = ops.causal_attention(q, k, v, scale=0.4, target=native)
+    whole = attention.causal_attention(q, k, v, scale=0.4, target=native)
     k[64:], v[64:] = 1000.0, torch.nan
-    assert torch.equal(whole[:64], ops.causal_attention(q, k, v, scale=0.4, target=native)[:64])
+    assert torch.equal(whole[:64], attention.causal_attention(q, k, v, scale=0.4, target=native)[:64])
 
 
 def test_a_nan_reaches_the_result(target: str) -> None:
     q, k, v = randn(4, 1, 32, seed=0), randn(4, 1, 32, seed=1).bfloat16(), randn(4, 1, 32, seed=2).bfloat16()
     q[2, 0, 5] = torch.nan
-    found = ops.causal_attention(q, k, v, scale=0.4, target=target)
+    found = attention.causal_attention(q, k, v, scale=0.4, target=target)
     assert found[2].isnan().all()
     assert found[[0, 1, 3]].isfinite().all()
 
@@ -136,14 +137,14 @@ def test_decode_tensors_that_do_not_fit_are_refused_by_name(change: dict[str, An
         "q": torch.zeros(2, 3, 80), "cache": torch.zeros(20, 80, dtype=torch.bfloat16), "scale": 1.0, "latent": 64,
         "slots": torch.tensor([0, 1, 2]), "edges": torch.tensor([0, 1, 3]),
     }  # fmt: skip
-    ops.mla_decode(**good)
+    attention.mla_decode(**good)
     with pytest.raises(ValueError, match=named):
-        ops.mla_decode(**(good | change))
+        attention.mla_decode(**(good | change))
 
 
 def test_attention_shapes_that_do_not_fit_are_refused() -> None:
     q, k = torch.zeros(3, 2, 32), torch.zeros(2, 2, 32, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="expected S >= T"):
-        ops.causal_attention(q, k, k, scale=1.0)
+        attention.causal_attention(q, k, k, scale=1.0)
     with pytest.raises(ValueError, match="v is"):
-        ops.causal_attention(q[:2], k, k.float(), scale=1.0)
+        attention.causal_attention(q[:2], k, k.float(), scale=1.0)

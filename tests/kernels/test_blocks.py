@@ -9,9 +9,10 @@ from torch import Tensor
 from baltoro.kernels import blocks, formats, ops
 from baltoro.kernels.formats import FORMATS, Format, Packed, pack
 from baltoro.kernels.slab import Slab
+from baltoro.kernels.targets import targets
 
 D, F, E = 128, 64, 7
-TARGETS = ops.targets()
+TARGETS = targets()
 
 
 def randn(*shape: int, seed: int) -> Tensor:

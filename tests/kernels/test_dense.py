@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from baltoro.kernels import dense, ops
+from baltoro.kernels import dense
+from baltoro.kernels.targets import targets
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 
 
 def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=ops.targets())
+@pytest.fixture(params=targets())
 def target(request: pytest.FixtureRequest) -> str:
     return request.param
 

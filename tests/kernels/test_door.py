@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baltoro.errors import BaltoroError
-from baltoro.kernels import ops
+from baltoro.kernels import attention, ops
 from baltoro.kernels.formats import FORMATS, Format, Packed, pack, pack_fp8
+from baltoro.kernels.targets import targets
 from baltoro.weights import fp8
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 Case = dict[str, Any]  # of arguments
 Change = Callable[[Any], Any]
 
@@ -230,10 +231,14 @@ def changed(draw: st.DrawFn, case: Case) -> Case:
 # --- what must come of it --------------------------------------------------------------------------------------------
 
 
+def door_of(name: str) -> Callable[..., Tensor]:
+    return getattr(ops if hasattr(ops, name) else attention, name)
+
+
 def outcome(door: str, case: Case, target: str) -> Tensor | str:
     """The result, or why there is none. Any other exception is a failure of the test."""
     try:
-        return getattr(ops, door)(**case, target=target)
+        return door_of(door)(**case, target=target)
     except (ValueError, BaltoroError) as error:
         return str(error)
 
@@ -280,7 +285,7 @@ def test_where_the_numbers_lie_changes_nothing(door: str, data: st.DataObject) -
         name: data.draw(st.sampled_from(HARMLESS))(value) if isinstance(value, Tensor) else value
         for name, value in case.items()
     }
-    for target in ops.targets():
+    for target in targets():
         found, expected = outcome(door, moved, target), outcome(door, case, target)
         assert isinstance(found, Tensor) and isinstance(expected, Tensor)  # not refused
         assert_same(door, found, expected)
@@ -292,8 +297,8 @@ def test_where_the_numbers_lie_changes_nothing(door: str, data: st.DataObject) -
 @settings(max_examples=10, deadline=None)
 def test_the_result_is_float32_whatever_torch_makes_by_default(door: str, data: st.DataObject) -> None:
     case = data.draw(DOORS[door])
-    expected = {target: outcome(door, case, target) for target in ops.targets()}
-    for target in ops.targets():
+    expected = {target: outcome(door, case, target) for target in targets()}
+    for target in targets():
         torch.set_default_dtype(torch.float16)  # a result of half the bytes, if a kernel's room were made so
         try:
             with torch.device("meta"):
@@ -337,6 +342,6 @@ FP8, META = packed("fp8", 0, 16, 128), packed("int8", 0, 2, 16, 16)
     ],
 )
 def test_what_once_crashed_or_gave_nonsense_is_refused(door: str, case: Case, named: str) -> None:
-    for target in ops.targets():
+    for target in targets():
         with pytest.raises(ValueError, match=named):
-            getattr(ops, door)(**case, target=target)
+            door_of(door)(**case, target=target)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from baltoro.kernels import latents, ops
+from baltoro.kernels import attention, latents, ops
 from baltoro.kernels.formats import FORMATS, Format, Packed, as_matrix, pack, pack_fp8
+from baltoro.kernels.targets import targets
 from baltoro.weights import fp8
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 
 
 def randn(*shape: int, seed: int) -> Tensor:
@@ -80,7 +81,7 @@ def test_one_call_gives_the_bits_of_its_four_steps(native: str, format: Format) 
     keys, values = stacks(format, 5, 64, 24, 40)
     q, seen = randn(3, 5, 24 + 8, seed=3), sequences([1, 40, 700], 64 + 8, torch.bfloat16)
     absorbed = torch.cat((ops.matmul_each(q[..., :24], keys, target=native), q[..., 24:]), dim=-1)
-    context = ops.mla_decode(absorbed, **seen, latent=64, target=native)
+    context = attention.mla_decode(absorbed, **seen, latent=64, target=native)
     expected = ops.matmul_each(context, values, target=native)
     assert torch.equal(latents.attend(q, keys, values, **seen, target=native), expected)
     twin = latents.attend(q, keys, values, **seen, target="torch")
@@ -129,11 +130,11 @@ def test_a_prompt_attends_as_to_all_its_keys_and_values(
     latent_rows = cache[slots][:, :latent].float()
     k, v = (ops.matmul(latent_rows, as_matrix(w), target=native).view(seen, heads, -1) for w in (keys, values))
     k = torch.cat((k, cache[slots][:, None, latent:].float().expand(-1, heads, -1)), dim=-1)
-    expected = ops.causal_attention(q, k.bfloat16(), v.bfloat16(), scale=0.2, target=native)
+    expected = attention.causal_attention(q, k.bfloat16(), v.bfloat16(), scale=0.2, target=native)
     for threads in (1, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        assert torch.equal(ops.mla_prefill(q, keys, values, cache, slots, scale=0.2, target=native), expected)
-    twin = ops.mla_prefill(q, keys, values, cache, slots, scale=0.2, target="torch")
+        assert torch.equal(attention.mla_prefill(q, keys, values, cache, slots, scale=0.2, target=native), expected)
+    twin = attention.mla_prefill(q, keys, values, cache, slots, scale=0.2, target="torch")
     torch.testing.assert_close(expected, twin, rtol=2e-2, atol=2e-2)  # queries and weights of 8 bits
 
 

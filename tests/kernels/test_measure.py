@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from baltoro.errors import BaltoroError
-from baltoro.kernels import measure, measure_attention, ops
+from baltoro.kernels import measure, measure_attention
 from baltoro.kernels.formats import FORMATS, Format, unpack
+from baltoro.kernels.targets import chosen_target, targets
 from tests import tiny
 
 SMALL = tiny.config(hidden_size=128, moe_intermediate_size=64, n_routed_experts=32, num_experts_per_tok=4)
-native = pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+native = pytest.mark.skipif(len(targets()) == 1, reason="no native kernels were built")
 
 
 @native
@@ -44,7 +45,7 @@ def test_random_weights_are_numbers_of_either_sign(format: Format) -> None:
 def test_rows_of_attention_count_its_bytes_and_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("baltoro.kernels.memory.last_cache", lambda: 2**20)
     config = tiny.config(v_head_dim=32, kv_lora_rank=64, qk_rope_head_dim=16, qk_nope_head_dim=32)
-    heads, target = config.num_attention_heads, ops.chosen_target()
+    heads, target = config.num_attention_heads, chosen_target()
     decode, prefill = measure_attention.rows(config, contexts=(100,), prompts=(20,), seconds=0.01, target=target)
     assert (decode.work, decode.tokens, prefill.work, prefill.tokens) == ("mla_decode", 100, "mla_prefill", 20)
     assert decode.gbps * decode.seconds * 1e9 == pytest.approx(100 * (64 + 16) * 2)
@@ -53,7 +54,7 @@ def test_rows_of_attention_count_its_bytes_and_operations(monkeypatch: pytest.Mo
 
 
 @native
-@pytest.mark.parametrize("target", ops.targets()[1:])
+@pytest.mark.parametrize("target", targets()[1:])
 def test_roofs_are_positive_on_every_target(target: str) -> None:
     assert measure.read_roof(torch.zeros(2**20, dtype=torch.uint8), target) > 0
     assert measure.peak("int8", target) > 0

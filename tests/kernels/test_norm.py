@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from baltoro.kernels import ops
 from baltoro.kernels.norm import add_rms_norm, rms_norm
+from baltoro.kernels.targets import targets
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 SIZES = [(0, 8), (1, 1), (1, 7168), (3, 15), (2, 17), (5, 130), (64, 1536), (9, 575)]
 
 
@@ -17,7 +17,7 @@ def randn(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(params=ops.targets())
+@pytest.fixture(params=targets())
 def target(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -18,9 +18,10 @@ from torch.nn.functional import silu
 from baltoro.errors import BaltoroError
 from baltoro.kernels import ops
 from baltoro.kernels.formats import FORMATS, Format, Packed, pack, pack_fp8, unpack
+from baltoro.kernels.targets import chosen_target, targets
 from baltoro.weights import fp8
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 INTEGERS: tuple[Format, ...] = ("int8", "int4")
 SIZES = [
     (0, 128, 128),
@@ -60,7 +61,7 @@ def e4m3_as_float64(byte: Tensor) -> Tensor:
     return sign * torch.where(byte & 0x7F == 0x7F, torch.nan, value)
 
 
-@pytest.fixture(params=ops.targets())
+@pytest.fixture(params=targets())
 def target(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -388,14 +389,14 @@ def choice(monkeypatch: pytest.MonkeyPatch) -> Choice:
             monkeypatch.delenv("BALTORO_CPU", raising=False)
         else:
             monkeypatch.setenv("BALTORO_CPU", name)
-        return ops.chosen_target.__wrapped__()  # as in a fresh process; the cached choice of this one stays
+        return chosen_target.__wrapped__()  # as in a fresh process; the cached choice of this one stays
 
     return choose
 
 
 def test_baltoro_cpu_forces_a_target_and_without_it_the_fastest_runs(choice: Choice) -> None:
-    assert choice(None) == ops.targets()[-1]
-    for name in ops.targets():
+    assert choice(None) == targets()[-1]
+    for name in targets():
         assert choice(name) == name
 
 

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baltoro.errors import BaltoroError
-from baltoro.kernels import formats, ops
+from baltoro.kernels import formats
 from baltoro.kernels.formats import FORMATS, Format, Packed
 from baltoro.kernels.packing import pack_into
+from baltoro.kernels.targets import targets
 from baltoro.weights import fp8
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 SOURCES = ("float32", "bfloat16", "float16", "block-fp8")
 
 
@@ -78,7 +79,7 @@ def test_a_stack_is_filled_one_by_one(format: Format, kind: str, target: str) ->
     assert same(stack, expected)
 
 
-@pytest.mark.parametrize("target", ops.targets())
+@pytest.mark.parametrize("target", targets())
 def test_fp8_becomes_integers_as_its_numbers_would(target: str) -> None:
     q, scale_inv = fp8.quantize(weights(150, 264, 0))
     for format in ("bf16", "int8", "int4"):
@@ -147,7 +148,7 @@ def test_neither_threads_nor_the_place_in_memory_change_a_bit(threads: int, targ
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("target", ops.targets())
+@pytest.mark.parametrize("target", targets())
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("at", [(0, 0), (150, 263), (129, 131)])
@@ -159,7 +160,7 @@ def test_a_weight_that_is_no_number_is_refused(at: tuple[int, int], wrong: float
             pack_into(place(format, 151, 264), w, target=target)
 
 
-@pytest.mark.parametrize("target", ops.targets())
+@pytest.mark.parametrize("target", targets())
 @pytest.mark.parametrize("format", FORMATS)
 def test_fp8_that_is_no_number_is_refused(format: Format, target: str) -> None:
     q, scale_inv = fp8.quantize(weights(151, 264, 0))
@@ -175,7 +176,7 @@ def test_fp8_that_is_no_number_is_refused(format: Format, target: str) -> None:
             pack_into(place(format, 151, 264), torch.zeros_like(q), scales, target=target)
 
 
-@pytest.mark.parametrize("target", ops.targets())
+@pytest.mark.parametrize("target", targets())
 def test_a_number_that_rounds_to_infinity_is_refused(target: str) -> None:
     with pytest.raises(BaltoroError, match="inf or nan"):
         pack_into(place("bf16", 16, 8), torch.full((16, 8), 3.4e38), target=target)

@@ -21,11 +21,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from baltoro.errors import BaltoroError, ReadError
-from baltoro.kernels import ops, reader
+from baltoro.kernels import reader
 from baltoro.kernels.reader import UNIT, Reader, memory
 from baltoro.kernels.slab import Slab
+from baltoro.kernels.targets import targets
 
-BACKENDS = reader.backends() if ops.targets()[1:] else ()
+BACKENDS = reader.backends() if targets()[1:] else ()
 pytestmark = pytest.mark.skipif(not BACKENDS, reason="the native kernels were not built")
 SIZE = 800 * UNIT + 1234  # the last unit is cut by the end
 shared = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from baltoro.kernels import ops
 from baltoro.kernels.routing import Choice, route
+from baltoro.kernels.targets import targets
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 K2 = Choice(chosen=8, groups=1, kept_groups=1, normalized=True, factor=2.827)
 SHAPES = [
     (0, 16, 4, replace(K2, chosen=2)),
@@ -35,7 +35,7 @@ def case(tokens: int, experts: int, width: int, seed: int = 0) -> tuple[Tensor, 
     return randn(tokens, width, seed=seed + 1), weight, randn(experts, seed=seed + 2) * 0.1
 
 
-@pytest.fixture(params=ops.targets())
+@pytest.fixture(params=targets())
 def target(request: pytest.FixtureRequest) -> str:
     return request.param
 

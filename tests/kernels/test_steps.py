@@ -12,9 +12,10 @@ from baltoro.kernels import latents, ops, steps
 from baltoro.kernels.formats import FORMATS, Format, Packed, pack, pack_fp8
 from baltoro.kernels.norm import rms_norm
 from baltoro.kernels.routing import Choice, route
+from baltoro.kernels.targets import targets
 from baltoro.weights import fp8
 
-NATIVE = ops.targets()[1:]
+NATIVE = targets()[1:]
 D, H, N, R, V, C, L = 48, 3, 16, 8, 24, 32, 40
 pytestmark = pytest.mark.skipif(not NATIVE, reason="nothing was built")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from baltoro.kernels import ops
+from baltoro.kernels.targets import targets
 from baltoro.model import attention as attention_module
 from baltoro.model.attention import Attention, causal_attention
 from baltoro.model.batch import Batch, LatentCache, Layout
@@ -129,7 +130,7 @@ def test_scores_are_observed_in_training_alone() -> None:
     assert peak is None
 
 
-@pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+@pytest.mark.skipif(len(targets()) == 1, reason="no native kernels were built")
 def test_native_attention_over_a_bf16_cache_gives_what_torch_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sequences: a chunk, another chunk that sees the first, then single tokens of both at once."""
     config = tiny.config(num_attention_heads=3, kv_lora_rank=32, v_head_dim=32, qk_nope_head_dim=16, qk_rope_head_dim=8)
@@ -157,7 +158,7 @@ def test_native_attention_over_a_bf16_cache_gives_what_torch_gives(monkeypatch: 
                 outs.append(model(batch, cache))
         return torch.cat(outs)
 
-    found, expected = run(ops.targets()[-1]), run("torch")
+    found, expected = run(targets()[-1]), run("torch")
     # Queries, keys and weights are rounded to bf16 here and not there: 2^-9 each, through two layers
     errors = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
     assert errors.median() < 0.02

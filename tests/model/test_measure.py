@@ -10,8 +10,9 @@ from baltoro import counts
 from baltoro.config import ModelConfig
 from baltoro.engine.engine import EngineConfig
 from baltoro.errors import BaltoroError
-from baltoro.kernels import memory, ops
+from baltoro.kernels import memory
 from baltoro.kernels.formats import FORMATS, Format
+from baltoro.kernels.targets import targets
 from baltoro.model import bench, measure, rows
 from baltoro.model.measure import Wanted
 from baltoro.model.rows import Row
@@ -21,7 +22,7 @@ SMALL = tiny.config(
     hidden_size=256, moe_intermediate_size=64, kv_lora_rank=64, v_head_dim=32, n_routed_experts=32,
     num_experts_per_tok=4, num_hidden_layers=9, vocab_size=9000,
 )  # fmt: skip
-native = pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+native = pytest.mark.skipif(len(targets()) == 1, reason="no native kernels were built")
 
 
 @pytest.fixture(autouse=True)

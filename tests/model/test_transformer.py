@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from baltoro.config import ModelConfig
-from baltoro.kernels import ops, steps
+from baltoro.kernels import steps
 from baltoro.kernels.formats import FORMATS, Format
+from baltoro.kernels.targets import targets
 from baltoro.model.batch import Batch, LatentCache
 from baltoro.model.load import load, save
 from baltoro.model.transformer import Observed, Transformer
@@ -202,7 +203,7 @@ def test_recorded_logits_of_transformers_are_met(variant: str, stored: str) -> N
         torch.testing.assert_close(torch.cat(outs), whole, rtol=0, atol=CLOSE)
 
 
-@pytest.mark.skipif(len(ops.targets()) == 1, reason="nothing was built")
+@pytest.mark.skipif(len(targets()) == 1, reason="nothing was built")
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("query_rank", [40, None])
 def test_whole_native_steps_change_no_bit(

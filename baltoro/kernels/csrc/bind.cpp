@@ -1,4 +1,4 @@
-// This and bind_reader.cpp are the only files that know Python. Arrays arrive as addresses: ops.py has checked shapes,
+// This and bind_reader.cpp are the only files that know Python. Arrays arrive as addresses: door.py has checked shapes,
 // types and strides, and keeps the tensors alive during the call. (Four tensors through DLPack cost more than the
 // kernel of a small layer.)
 #include <nanobind/nanobind.h>

@@ -20,9 +20,10 @@ import torch
 
 from baltoro import counts
 from baltoro.config import ModelConfig
-from baltoro.kernels import measure, memory, ops
+from baltoro.kernels import measure, memory
 from baltoro.kernels.formats import Format
 from baltoro.kernels.slab import Slab
+from baltoro.kernels.targets import chosen_target
 from baltoro.model.bench import chunks_of
 from baltoro.model.measure import scratch_bytes
 from baltoro.model.slices import nbytes
@@ -90,7 +91,7 @@ def everywhere(config: ModelConfig, found: Found) -> list[Whole]:
         return []
     threads = found.rows[0].threads
     scratch = Slab(scratch_bytes()).cut((scratch_bytes(),), torch.uint8).fill_(1)
-    roof = max(measure.read_roof(scratch, ops.chosen_target()) for _ in range(3))
+    roof = max(measure.read_roof(scratch, chosen_target()) for _ in range(3))
     here = Machine(
         name=f"here, {threads} thread{'s' if threads > 1 else ''}", bandwidth_gbps=roof, ram_bytes=memory.total(),
         disk_gbps=found.disk_gbps, cores=threads,

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from baltoro.cli import app
 from baltoro.config import ModelConfig, resolve
 from baltoro.errors import BaltoroError, CheckpointError
-from baltoro.kernels import ops
+from baltoro.kernels.targets import targets
 from baltoro.model.streaming import disk, run, whole
 from baltoro.model.streaming.run import Found
 from baltoro.weights.blocks import expert_block
@@ -20,7 +20,7 @@ from baltoro.weights.checkpoint import Checkpoint
 from baltoro.weights.quantize.invent import invent
 from tests import tiny
 
-pytestmark = pytest.mark.skipif(len(ops.targets()) == 1, reason="no native kernels were built")
+pytestmark = pytest.mark.skipif(len(targets()) == 1, reason="no native kernels were built")
 CONFIG = tiny.config(
     num_hidden_layers=5, hidden_size=256, v_head_dim=32, kv_lora_rank=32, n_routed_experts=12, num_experts_per_tok=3
 )
