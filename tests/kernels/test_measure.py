@@ -53,6 +53,15 @@ def test_rows_of_attention_count_its_bytes_and_operations(monkeypatch: pytest.Mo
     assert prefill.gflops * prefill.seconds * 1e9 == pytest.approx(2 * heads * 210 * (48 + 32))
 
 
+def test_a_context_that_memory_does_not_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baltoro.kernels.memory.free", lambda: 2**30)
+    for contexts, prompts in (((10**9,), (20,)), ((20,), (10**9,))):
+        with pytest.raises(BaltoroError, match=r"GB, 1\.1 GB are free"):
+            list(
+                measure_attention.rows(tiny.config(), contexts=contexts, prompts=prompts, seconds=0.01, target="torch")
+            )
+
+
 @native
 @pytest.mark.parametrize("target", targets()[1:])
 def test_roofs_are_positive_on_every_target(target: str) -> None:
