@@ -120,7 +120,8 @@ def _to_bytes(x: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """(T, I) -> integers -127 .. 127 as floats (T, G, group), scales (T, G)."""
     x = x.reshape(len(x), x.shape[1] // group, group)
     peak = x.abs().amax(-1)
-    inverse = torch.where(peak < 7.9e-31, 0.0, 127.0 / peak)
+    # A true division: torch makes `127 / peak` of a reciprocal, and halves would go to the other integer
+    inverse = torch.where(peak < 7.9e-31, 0.0, torch.full_like(peak, 127.0) / peak)
     return (x * inverse.unsqueeze(-1)).round().clamp(-127, 127), peak * peak.new_tensor(1 / 127)
 
 

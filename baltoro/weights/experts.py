@@ -49,18 +49,13 @@ class Statistics:
     bytes_read: int = 0
     waited_s: float = 0.0  # with nothing to multiply
 
-    @property
-    def hit_rate(self) -> float:
-        uses = self.hits + self.misses
-        return self.hits / uses if uses else 0.0
-
 
 class ExpertStore:
     """One thread uses it: the one that runs the model."""
 
     def __init__(
         self, checkpoint: Checkpoint, config: ModelConfig, *, budget_bytes: int, policy: str = POLICY,
-        uses: Counter[Key] | None = None, reader: Reader | None = None,
+        uses: Counter[Key] | None = None,
     ) -> None:  # fmt: skip
         """budget_bytes: of memory for blocks; at least two must fit
         uses: of earlier runs, for policies that pin; None: what `close` kept
@@ -81,7 +76,7 @@ class ExpertStore:
         self.policy = eviction.make(policy, slots, uses=_earlier_uses(checkpoint) if uses is None else uses)
         self.statistics = Statistics()
         self.remembers = True  # whether `close` keeps what was used most
-        self.reader = Reader() if reader is None else reader
+        self.reader = Reader()
         self._files: dict[Path, File] = {}
         self._where: dict[Key, tuple[File, int]] = {}
         self._slots: dict[Key, int] = {}  # here, or coming
@@ -174,6 +169,7 @@ class ExpertStore:
                 return False
             slot = self._slots.pop(victim)
             self.policy.removed(victim)
+            self._foreseen.discard(victim)
         try:
             file, offset = self.locate(key)
             file.check()

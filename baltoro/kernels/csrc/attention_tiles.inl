@@ -296,13 +296,13 @@ static void attend_panels(const Matrix& queries, const KeyRows& rows, int64_t be
     for (int64_t i = past + 1 - start > 0 ? past + 1 - start : 0; i < count; ++i)  // query l sees keys 0 .. past + l
       for (int64_t l = 0; l < lanes && l < start + i - past; ++l) scores[i * kLanes + l] = -3.0e38f;
 
-    const __m512 factor = _mm512_set1_ps(scale), log2e = _mm512_set1_ps(kLog2E);
+    const __m512 factor = _mm512_set1_ps(scale);
     for (int p = 0; p < PANELS; ++p) {
       const __m512 before = _mm512_loadu_ps(state.peak + p * kPanel);
       __m512 peak = before;
       for (int64_t i = 0; i < count; ++i)
         peak = _mm512_max_ps(peak, _mm512_mul_ps(_mm512_load_ps(scores + i * kLanes + p * kPanel), factor));
-      const __m512 less = power(_mm512_mul_ps(_mm512_sub_ps(before, peak), log2e));
+      const __m512 less = power(_mm512_mul_ps(_mm512_sub_ps(before, peak), _mm512_set1_ps(kLog2E)));
       __m512 sum = _mm512_mul_ps(_mm512_loadu_ps(state.sum + p * kPanel), less);
       weigh(scores + p * kPanel, count, steps, factor, peak, weights[p][0], sum);
       _mm512_storeu_ps(state.peak + p * kPanel, peak);

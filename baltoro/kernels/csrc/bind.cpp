@@ -110,7 +110,7 @@ NB_MODULE(_native, m) {
          int64_t E, int threads) {
         const baltoro::Target& kernels = baltoro::target(target);
         baltoro::Matrix all[] = {matrix(gate), matrix(up), matrix(down)};
-        for (baltoro::Matrix& each : all) each.next = each.next_scales = block_bytes;
+        for (baltoro::Matrix& each : all) each.next = block_bytes;
         nb::gil_scoped_release released;
         baltoro::experts(kernels, all[0], all[1], all[2], at<const float>(x), at<const int64_t>(experts),
                          at<const float>(weights), at<float>(y), T, K, E, threads, {at<const int64_t>(places), true});

@@ -51,8 +51,7 @@ static inline void place(const Inputs& from, int64_t row, const Inputs& to, int6
 
 static inline Matrix of_expert(Matrix stack, int64_t expert) {
   stack.data += expert * (stack.next ? stack.next : panels(stack) * panel_bytes(stack));
-  if (stack.scales)
-    stack.scales += expert * (stack.next_scales ? stack.next_scales : panels(stack) * panel_scale_bytes(stack));
+  if (stack.scales) stack.scales += expert * (stack.next ? stack.next : panels(stack) * panel_scale_bytes(stack));
   return stack;
 }
 

@@ -26,9 +26,7 @@ struct Matrix {
   int64_t outputs, inputs, group;
   const uint8_t* data;
   const uint8_t* scales;
-  int64_t next =
-      0;  // bytes from one matrix of a stack to the next, of weights and of scales; 0: they follow each other
-  int64_t next_scales = 0;
+  int64_t next = 0;  // bytes from one matrix of a stack to the next, and between their scales; 0: they follow closely
 };
 
 // `static`: a shared copy could be the one that was compiled for a wider instruction set.
