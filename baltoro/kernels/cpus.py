@@ -11,23 +11,23 @@ import math
 import os
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from baltoro.kernels import cgroups
 
 
-def usable(cgroups: Path = CGROUPS) -> int:
-    """At least 1. Reads cgroup v2's cpu.max and v1's cpu.cfs_quota_us where there are any."""
+def usable(root: Path = cgroups.ROOT, own: Path = cgroups.OWN) -> int:
+    """At least 1. Reads cgroup v2's cpu.max and v1's cpu.cfs_quota_us, of all groups around this process."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroups)
-    return bound if quota is None else max(1, min(bound, math.ceil(quota)))
+    quotas = [quota for group in cgroups.homes("cpu", root, own) if (quota := _quota(group)) is not None]
+    return max(1, min(bound, *(math.ceil(quota) for quota in quotas))) if quotas else bound
 
 
-def _quota(cgroups: Path) -> float | None:
+def _quota(group: Path) -> float | None:
     """CPUs' worth of time that this control group gets; None without a limit."""
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):  # not there, or "max 100000"
-        quota, period = (cgroups / "cpu.max").read_text(encoding="ascii").split()
+        quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
         return int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError, ZeroDivisionError):
-        quota = int((cgroups / "cpu" / "cpu.cfs_quota_us").read_text(encoding="ascii"))  # -1: no limit
-        period = int((cgroups / "cpu" / "cpu.cfs_period_us").read_text(encoding="ascii"))
+        quota = int((group / "cpu.cfs_quota_us").read_text(encoding="ascii"))  # -1: no limit
+        period = int((group / "cpu.cfs_period_us").read_text(encoding="ascii"))
         return quota / period if quota > 0 else None
     return None

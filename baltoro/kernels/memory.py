@@ -8,10 +8,15 @@ import resource
 import sys
 from pathlib import Path
 
-CGROUPS = Path("/sys/fs/cgroup")
+from baltoro.kernels import cgroups
+
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 MEMINFO = Path("/proc/meminfo")
 OWN = Path("/proc/self")
+LIMITS = (  # of a control group: the most, what is used, and of that the files that were not read lately
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 
 
@@ -20,17 +25,20 @@ def total() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def free(meminfo: Path = MEMINFO, cgroups: Path = CGROUPS) -> int:
-    """Bytes that can be had without swapping, the control group's limit included."""
+def free(meminfo: Path = MEMINFO, root: Path = cgroups.ROOT, own: Path = cgroups.OWN) -> int:
+    """Bytes that can be had without swapping, the limits of control groups included."""
     found = total()
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines() if ":" in line)
         found = int(lines.get("MemAvailable", "none").split()[0]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # not there, or no limit: "max"
-        limit = int((cgroups / "memory.max").read_text(encoding="ascii"))
-        used = int((cgroups / "memory.current").read_text(encoding="ascii"))
-        stat = dict(line.split() for line in (cgroups / "memory.stat").read_text(encoding="ascii").splitlines())
-        found = min(found, max(0, limit - used + int(stat.get("inactive_file", 0))))  # files give way
+    for group in cgroups.homes("memory", root, own):
+        for limit, used, files in LIMITS:
+            with contextlib.suppress(OSError, ValueError):  # not there, or no limit: "max"
+                most = int((group / limit).read_text(encoding="ascii"))
+                taken = int((group / used).read_text(encoding="ascii"))
+                stat = (group / "memory.stat").read_text(encoding="ascii").splitlines()
+                givable = int(dict(line.split(maxsplit=1) for line in stat).get(files, 0))  # files give way
+                found = min(found, max(0, most - taken + givable))
     return found
 
 
