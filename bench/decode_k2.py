@@ -4,8 +4,9 @@
         [--format int4]
 
 One dense layer, two mixtures of 48 experts, 1,024 tokens, in int4 and int8. DIR holds Q4_0.gguf and Q8_0.gguf, the same
-shapes as bench/peers/k2_gguf.py writes them; without it ours runs alone. Both get huge pages. The best of the rounds
-counts. Prints a JSON line for each format.
+shapes as bench/peers/k2_gguf.py writes them; without it ours runs alone. Both get huge pages, and memory anew in each
+round: in a virtual machine some of it is slower than other. The best of the rounds counts. Prints a JSON line for each
+format.
 """
 
 from __future__ import annotations
@@ -89,15 +90,16 @@ def main() -> None:
 
 def measured(format: Format, scratch: Tensor, given: argparse.Namespace) -> dict[str, object]:
     short = slices.shorten(ModelConfig.open("kimi-k2-instruct"), dense=DENSE, mixtures=MIXTURES, vocabulary=VOCABULARY)
-    model = slices.make(short, format, experts=EXPERTS)
     mine: list[tuple[float, float]] = []
     peer: list[tuple[float, float]] = []
     roofs: list[float] = []
     with torch.inference_mode():
-        ours(model, given.prompt, 4)
         for _ in range(given.rounds):
+            model = slices.make(short, format, experts=EXPERTS)  # new memory each round, as the peer has
+            ours(model, given.prompt, 4)
             roofs.append(measure.read_roof(scratch, chosen_target()))
             mine.append(ours(model, given.prompt, given.answer))
+            del model
             if given.llama_bench is not None:
                 file = given.models / f"{PEERS[format]}.gguf"
                 peer.append(theirs(given.llama_bench, file, given.prompt, given.answer, given.threads))
