@@ -1,6 +1,8 @@
 // Products of packed matrices, written once. A target file defines in its own namespace, before including this,
 //
-//   Bytes   64 bytes of weights      load(const uint8_t*)  low_halves(b)  high_halves(b)  prefetch(const uint8_t*)
+//   Bytes   64 bytes of weights      load(const uint8_t*)  low_halves(b)  high_halves(b)
+//   prefetch(const uint8_t*)         prefetch_far(const uint8_t*): what comes long after a first cache has lost it
+//   kReadsAhead                      whether the CPU by itself asks for integer weights soon enough
 //   I16     16 int32                 set(int32_t)
 //   F16     16 floats                set(float)  load(const float*)  load_bf16(const uint16_t*)  store(float*, v)
 //           + - * /  min  max        to_float(I16)  nearest(F16) -> I16  power_of_two(I16) -> F16
@@ -9,7 +11,8 @@
 //   dot_int4(Int4Sum, Bytes, const int8_t* x)   the same for halves, 0 .. 15
 //   Int4Sum                          I16, or sums of at most kInt4Run inputs: zero()  operator+(I16, Int4Sum)
 //   pairs_bf16(const uint8_t*)       4 inputs of 16 outputs, as is pairs_fp8(const uint8_t*)
-//   dot_pairs(F16 (&sum)[T], pairs, const uint16_t* const (&x)[T], at)   plus 4 products an output, of T tokens
+//   dot_panels<Weights>(F16 (&sum)[P][T], const uint8_t* const (&)[P], const uint16_t* const (&x)[T], at)
+//                                    plus 4 products an output, of T tokens
 //   Fp8Mode                          lives while fp8 weights are multiplied
 //   kTokens                          tokens of a tile
 //   kPairTokens                      up to so many, two panels' sums fit into the registers
@@ -220,12 +223,12 @@ static inline void tile(const Matrix& w, Panels<PANELS> at, const Inputs& x, con
     F16 part[PANELS][TOKENS];
     for (int t = 0; t < TOKENS; ++t)
       for (int p = 0; p < PANELS; ++p) part[p][t] = F16::set(0.0f);
-    for (int64_t i = start; i < end; i += 4)
-      for (int p = 0; p < PANELS; ++p) {
-        for (int line = 0; line < Weights::bytes; line += 64) prefetch(at.ahead[p] + line);
-        dot_pairs(part[p], Weights::load(at.data[p]), values, i);
-        at.data[p] += Weights::bytes, at.ahead[p] += Weights::bytes;
-      }
+    for (int64_t i = start; i < end; i += 4) {
+      for (int p = 0; p < PANELS; ++p)
+        for (int line = 0; line < Weights::bytes; line += 64) prefetch_far(at.ahead[p] + line);
+      dot_panels<Weights>(part, at.data, values, i);
+      for (int p = 0; p < PANELS; ++p) at.data[p] += Weights::bytes, at.ahead[p] += Weights::bytes;
+    }
     for (int p = 0; p < PANELS; ++p) {
       float scale = 1.0f;
       if (groups(w) > 0) {
@@ -358,6 +361,7 @@ static const uint8_t* panel_scales(const Matrix& w, int64_t panel) {
 // What to ask for while panel p of [begin, end) is read: the panel that comes some kilobytes later, there or at `next`.
 // Asking again for what is being read costs nothing.
 static const uint8_t* ahead_of(const Matrix& w, int64_t p, int64_t step, int64_t end, const uint8_t* next) {
+  if (kReadsAhead && is_integer(w)) return panel_data(w, p);
   const int64_t bytes = panel_bytes(w), ahead = p + (kAhead + step * bytes - 1) / (step * bytes) * step;
   if (ahead < end) return panel_data(w, ahead);
   return next ? next + (ahead - end) * bytes : panel_data(w, p);

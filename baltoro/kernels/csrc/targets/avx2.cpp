@@ -68,6 +68,8 @@ static inline uint32_t folded(Bytes w) {
   return words[0] | words[1] | words[2] | words[3] | words[4] | words[5] | words[6] | words[7];
 }
 static inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
+static inline void prefetch_far(const uint8_t* from) { prefetch(from); }
+static constexpr bool kReadsAhead = false;
 
 static inline __m256i four_bytes(const void* from) {
   int32_t value;
@@ -161,6 +163,11 @@ template <bool TINY, int T>
 static inline void dot_pairs(F16 (&sum)[T], const Pairs<TINY>& w, const uint16_t* const (&x)[T], int64_t at) {
   dot_two<TINY>(sum, w.first, x, at);
   dot_two<TINY>(sum, w.second, x, at + 2);
+}
+template <class Weights, int P, int T>
+static inline void dot_panels(F16 (&sum)[P][T], const uint8_t* const (&from)[P], const uint16_t* const (&x)[T],
+                              int64_t at) {
+  for (int p = 0; p < P; ++p) dot_pairs(sum[p], Weights::load(from[p]), x, at);
 }
 
 struct Rows {

@@ -44,6 +44,13 @@ static inline Bytes either(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)
 static inline uint32_t folded(Bytes b) { return static_cast<uint32_t>(_mm512_reduce_or_epi32(b.v)); }
 static inline void prefetch(const uint8_t* from) { _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T0); }
 
+// Zen 4 follows streams of integer weights better alone, and its first cache is hindered by what comes too early
+static const bool kReadsAhead = __builtin_cpu_is("amd");
+static inline void prefetch_far(const uint8_t* from) {
+  if (!kReadsAhead) return prefetch(from);
+  _mm_prefetch(reinterpret_cast<const char*>(from), _MM_HINT_T1);
+}
+
 static inline int32_t four_bytes(const void* from) {
   int32_t value;
   __builtin_memcpy(&value, from, 4);
@@ -105,14 +112,20 @@ static inline Pairs pairs_fp8(const uint8_t* from) {
   return {_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)};
 }
 
-static inline F16 dot_four(F16 sum, Pairs w, const uint16_t* x) {
-  const __m512 first = _mm512_dpbf16_ps(sum.v, (__m512bh)w.first, (__m512bh)_mm512_set1_epi32(four_bytes(x)));
-  return {_mm512_dpbf16_ps(first, (__m512bh)w.second, (__m512bh)_mm512_set1_epi32(four_bytes(x + 2)))};
-}
-
-template <int T>
-static inline void dot_pairs(F16 (&sum)[T], const Pairs& w, const uint16_t* const (&x)[T], int64_t at) {
-  for (int t = 0; t < T; ++t) sum[t] = dot_four(sum[t], w, x[t] + at);
+// Each token's inputs are fetched once for both panels
+template <class Weights, int P, int T>
+static inline void dot_panels(F16 (&sum)[P][T], const uint8_t* const (&from)[P], const uint16_t* const (&x)[T],
+                              int64_t at) {
+  Pairs w[P];
+  for (int p = 0; p < P; ++p) w[p] = Weights::load(from[p]);
+  for (int t = 0; t < T; ++t) {
+    const __m512bh first = (__m512bh)_mm512_set1_epi32(four_bytes(x[t] + at));
+    const __m512bh second = (__m512bh)_mm512_set1_epi32(four_bytes(x[t] + at + 2));
+    for (int p = 0; p < P; ++p) {
+      const __m512 half = _mm512_dpbf16_ps(sum[p][t].v, (__m512bh)w[p].first, first);
+      sum[p][t].v = _mm512_dpbf16_ps(half, (__m512bh)w[p].second, second);
+    }
+  }
 }
 
 struct Fp8Mode {

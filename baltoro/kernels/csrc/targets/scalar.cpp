@@ -119,6 +119,8 @@ static inline uint32_t folded(const Bytes& b) {
   return all;
 }
 static inline void prefetch(const uint8_t* from) { __builtin_prefetch(from); }
+static inline void prefetch_far(const uint8_t* from) { prefetch(from); }
+static constexpr bool kReadsAhead = false;
 
 static constexpr int32_t kInt8Offset = 128;
 
@@ -185,6 +187,11 @@ static inline F16 dot_four(F16 sum, const Pairs& w, const uint16_t* x) {
 template <int T>
 static inline void dot_pairs(F16 (&sum)[T], const Pairs& w, const uint16_t* const (&x)[T], int64_t at) {
   for (int t = 0; t < T; ++t) sum[t] = dot_four(sum[t], w, x[t] + at);
+}
+template <class Weights, int P, int T>
+static inline void dot_panels(F16 (&sum)[P][T], const uint8_t* const (&from)[P], const uint16_t* const (&x)[T],
+                              int64_t at) {
+  for (int p = 0; p < P; ++p) dot_pairs(sum[p], Weights::load(from[p]), x, at);
 }
 
 struct Fp8Mode {
