@@ -195,6 +195,45 @@ class ToolConstraint:
             case place:
                 assert place in (_Place.TEXT, _Place.OVER), f"{token} at {place}"
 
+    def forced(self, most: int) -> list[int]:
+        """Up to `most` tokens that come next if the model spells as the tokenizer does; [] where it has a choice.
+
+        A call that may end is taken to end, and to be the last.
+        """
+        t = self._grammar.tokenizer
+        place, header, arguments = self._place, self._header, self._arguments
+        found: list[int] = []
+        while len(found) < most:
+            match place:
+                case _Place.FIRST:
+                    found.append(t.tool_calls_section_begin)
+                    place = _Place.SECTION
+                case _Place.SECTION:
+                    found.append(t.tool_call_begin)
+                    place, header = _Place.HEADER, self._headers()
+                case _Place.HEADER if header.tool is None and len(header.then) == 1:
+                    ((token, header),) = header.then.items()
+                    found.append(token)
+                case _Place.HEADER if header.tool is not None and not header.then:
+                    found.append(t.tool_call_argument_begin)
+                    place, arguments = _Place.ARGUMENTS, self._tools[header.tool]
+                case _Place.ARGUMENTS:
+                    assert arguments is not None
+                    found += arguments.compute_ff_tokens()
+                    if found or not arguments.is_accepting():
+                        break
+                    found.append(t.tool_call_end)
+                    place = _Place.CALLED
+                case _Place.CALLED:
+                    found.append(t.tool_calls_section_end)
+                    place = _Place.STOP
+                case _Place.STOP:
+                    found.append(t.im_end)
+                    break
+                case _:
+                    break
+        return found[:most]
+
     def _headers(self) -> _Header:
         """The trie of what may be called next."""
         root = _Header()

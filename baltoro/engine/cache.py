@@ -39,13 +39,16 @@ class Pages:
         """The pages of its positions 0, 1, ..., in order; () when it owns none."""
         return self._owned.get(request, ())
 
-    def allocate(self, request: Request, tokens: int) -> bool:
-        """Let `request` own room for `tokens` positions in all. False, and nothing taken, when too few are free."""
+    def allocate(self, request: Request, tokens: int, *, spare: int = 0) -> bool:
+        """Let `request` own room for `tokens` positions in all.
+
+        False, and nothing taken, when too few are free, or fewer than `spare` would be left.
+        """
         pages = self._owned.get(request, ())
         missing = self.needed(tokens) - len(pages)
         if missing <= 0:
             return True
-        if missing > len(self._free):
+        if missing + spare > len(self._free):
             return False
         self._owned[request] = pages + tuple(self._free.pop() for _ in range(missing))
         return True

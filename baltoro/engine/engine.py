@@ -31,6 +31,7 @@ from baltoro.engine import sampler
 from baltoro.engine.cache import Pages
 from baltoro.engine.request import FinishReason, Request, Step
 from baltoro.engine.scheduler import Chunk, Scheduler, Sequence
+from baltoro.engine.speculative import Drafter
 from baltoro.errors import ContextError, EngineError, RequestError
 from baltoro.model.batch import Batch, LatentCache
 from baltoro.model.transformer import Observed, Transformer
@@ -52,6 +53,7 @@ class EngineConfig:
     max_running: int = 32  # sequences decoded together
     prefill_tokens: int = 2048  # prompt tokens taken into one step; bounds how long a decoding sequence waits
     max_context: int | None = None  # prompt and answer, tokens; None: what the model and the cache allow
+    speculate: bool = True  # guess what comes next where grammar or text tell; what is said stays the same
     stuck_after_s: float = 600.0  # a step that lasts longer makes the engine unhealthy
 
     def __post_init__(self) -> None:
@@ -72,6 +74,8 @@ class Statistics:
     generated_tokens: int
     prefilled_tokens: int  # prompt tokens computed; those computed again after a preemption count again
     steps: int
+    drafted_tokens: int  # proposed before the model was asked
+    foreseen_tokens: int  # and said by it: each spared a step
     preemptions: int
     failed_steps: int
 
@@ -104,7 +108,7 @@ class Engine:
         self._step_began: float | None = None  # time.monotonic(); None: asleep
         self._failures_in_a_row = 0
         self._last_error = ""  # its text: the exception itself would keep the activations of its frames alive
-        self._steps = self._generated = self._prefilled = self._failed_steps = 0
+        self._steps = self._generated = self._prefilled = self._failed_steps = self._drafted = self._foreseen = 0
         self._thread = threading.Thread(target=self._run, name="baltoro-engine", daemon=True)
         self._thread.start()
 
@@ -115,6 +119,8 @@ class Engine:
         self._check(request)
         seed = request.sampling.seed
         sequence = Sequence(request, list(request.prompt), secrets.randbits(64) if seed is None else seed)
+        if self._config.speculate:
+            sequence.drafter = Drafter(request.constraint)
         with self._orders:
             if self._closed:
                 raise EngineError("the engine has stopped", hint="restart the server")
@@ -194,6 +200,8 @@ class Engine:
             generated_tokens=self._generated,
             prefilled_tokens=self._prefilled,
             steps=self._steps,
+            drafted_tokens=self._drafted,
+            foreseen_tokens=self._foreseen,
             preemptions=self._scheduler.num_preemptions,
             failed_steps=self._failed_steps,
         )
@@ -225,7 +233,7 @@ class Engine:
             with torch.inference_mode():
                 while self._take_orders():
                     if chunks := self._scheduler.next():
-                        self._step(chunks)
+                        self._step([self._with_drafts(chunk) for chunk in chunks])
         except (
             BaseException
         ) as error:  # the outermost loop of this thread: a bug of ours must not leave callers waiting
@@ -261,6 +269,19 @@ class Engine:
             self._end(sequence, Step(None, FinishReason.CANCELLED))
         return not over
 
+    def _with_drafts(self, chunk: Chunk) -> Chunk:
+        """The same with guesses behind it, where it decodes and pages are plenty: nobody is preempted for a guess."""
+        sequence = chunk.sequence
+        if sequence.drafter is None or not (chunk.is_last and chunk.is_generated):
+            return chunk
+        wishes = sequence.request.sampling.max_tokens - sequence.generated
+        most = min(wishes, self.max_context - len(sequence.tokens)) - 1
+        drafts = sequence.drafter.propose(sequence.tokens, most)
+        spare = len(self._scheduler.running)
+        if drafts and not self._pages.allocate(sequence.request, chunk.stop + len(drafts), spare=spare):
+            return chunk
+        return chunk._replace(drafts=drafts)
+
     def _step(self, chunks: list[Chunk]) -> None:
         batch = self._pack(chunks)
         try:
@@ -273,13 +294,29 @@ class Engine:
         self._failures_in_a_row = 0
         self._steps += 1
         row = 0
-        for sequence, start, stop in chunks:
+        for chunk in chunks:
+            sequence, start, stop, drafts = chunk
             sequence.cached = stop
             if stop == len(sequence.tokens):
-                self._speak(sequence, logits[row])
-                row += 1
-            if stop - start > 1 or start < len(sequence.request.prompt):
+                self._listen(sequence, drafts, logits[row : row + 1 + len(drafts)])
+                row += 1 + len(drafts)
+            if stop - start > 1 or not chunk.is_generated:
                 self._prefilled += stop - start
+
+    def _listen(self, sequence: Sequence, drafts: tuple[int, ...], logits: NDArray[np.float32]) -> None:
+        """logits: behind its last token and behind each draft. It says as many tokens as its drafts have foreseen.
+
+        Each is chosen as if there were no drafts: from the logits behind the token before it, by its own draw.
+        """
+        begun = sequence.cached
+        for index, row in enumerate(logits):
+            if not self._speak(sequence, row) or index == len(drafts) or sequence.tokens[-1] != drafts[index]:
+                break
+            sequence.cached += 1  # the draft's latents are those of the token that came
+            self._foreseen += 1
+        if drafts and sequence.drafter is not None:
+            self._drafted += len(drafts)
+            sequence.drafter.learn(len(drafts), sequence.cached - begun)
 
     def _forward(self, batch: Batch) -> Tensor:
         if self._trace is None:
@@ -297,20 +334,22 @@ class Engine:
         last_rows: list[int] = []
         for chunk in chunks:
             ids += chunk.sequence.tokens[chunk.start : chunk.stop]
-            positions += range(chunk.start, chunk.stop)
-            edges.append(len(ids))
             if chunk.is_last:
-                last_rows.append(len(ids) - 1)
+                last_rows += range(len(ids) - 1, len(ids) + len(chunk.drafts))
+            ids += chunk.drafts
+            positions += range(chunk.start, chunk.stop + len(chunk.drafts))
+            edges.append(len(ids))
         return Batch(
             ids=torch.tensor(ids),
             positions=torch.tensor(positions),
             edges=tuple(edges),
             pages=tuple(self._pages.of(chunk.sequence.request) for chunk in chunks),
             logit_rows=None if len(last_rows) == len(ids) else torch.tensor(last_rows, dtype=torch.int64),
+            generated=tuple(chunk.is_generated for chunk in chunks),
         )
 
-    def _speak(self, sequence: Sequence, logits: NDArray[np.float32]) -> None:
-        """Choose its next token and report it."""
+    def _speak(self, sequence: Sequence, logits: NDArray[np.float32]) -> bool:
+        """Choose its next token and report it; False when it has ended."""
         sampling, constraint = sequence.request.sampling, sequence.request.constraint
         try:
             mask = None if constraint is None else constraint.mask()
@@ -323,7 +362,7 @@ class Engine:
                 _log.exception("request %d: its constraint failed", sequence.request.id)
                 error = EngineError(f"the constraint failed: {error!r}")
             self._end(sequence, Step(None, FinishReason.ERROR, error))
-            return
+            return False
         sequence.tokens.append(token)
         self._generated += 1
         if token in sampling.stop_token_ids:
@@ -332,6 +371,9 @@ class Engine:
             self._end(sequence, Step(token, FinishReason.LENGTH))
         elif not self._report(sequence, Step(token)):
             self._forget(sequence)
+        else:
+            return True
+        return False
 
     def _fail(self, chunks: list[Chunk], error: Exception) -> None:
         _log.exception("a step of %d sequences failed", len(chunks))

@@ -25,7 +25,11 @@ class FinishReason(StrEnum):
 
 
 class Constraint(Protocol):
-    """What may come next, seen from the engine: a mask and a step. chat/grammar.py makes these."""
+    """What may come next, seen from the engine: a mask and a step. chat/grammar.py makes these.
+
+    One that can, also has `forced(most: int) -> Sequence[int]`: tokens that very likely come next whatever the model
+    is, () where there is a choice; the engine guesses them (engine/speculative.py).
+    """
 
     def mask(self) -> NDArray[np.bool_] | None:
         """(vocab_size,) True where a token is allowed now; None where everything is."""

@@ -8,8 +8,8 @@ One step takes one token of every decoding sequence, then up to `prefill_tokens`
 first: a long prompt never holds up those already speaking for longer than one chunk. Requests are
 admitted in the order of arrival, with pages for their whole prompt. When a growing sequence finds
 no free page, the youngest gives its pages back and waits at the head of the queue; it later
-prefills its prompt and all it has said so far. So everyone running is older than everyone waiting,
-the oldest always moves on, and every request ends.
+prefills its prompt and decodes all it has said so far once more, several tokens in one step. So
+everyone running is older than everyone waiting, the oldest always moves on, and every request ends.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 from baltoro.engine.cache import Pages
 from baltoro.engine.request import Request
+from baltoro.engine.speculative import Drafter
+
+REPLAYED = 64  # generated tokens of one sequence in a step: each attends by itself, and has a list of all before it
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +33,7 @@ class Sequence:
     tokens: list[int]  # the prompt and what was generated
     seed: int
     cached: int = 0  # tokens whose latents lie in its pages
+    drafter: Drafter | None = None  # guesses what comes next
 
     @property
     def generated(self) -> int:
@@ -37,15 +41,23 @@ class Sequence:
 
 
 class Chunk(NamedTuple):
-    """Tokens start:stop of a sequence, to run in this step. The last of its tokens asks for a new one."""
+    """Tokens start:stop of a sequence, to run in this step, all of its prompt or all generated.
+
+    The last of its tokens asks for a new one.
+    """
 
     sequence: Sequence
     start: int
     stop: int
+    drafts: tuple[int, ...] = ()  # what may come next, to run behind them; only behind the last one
 
     @property
     def is_last(self) -> bool:
         return self.stop == len(self.sequence.tokens)
+
+    @property
+    def is_generated(self) -> bool:
+        return self.start >= len(self.sequence.request.prompt)
 
 
 class Scheduler:
@@ -81,7 +93,7 @@ class Scheduler:
         place = 0
         while place < len(self.running):  # preemption shortens the list from its end while we walk
             sequence = self.running[place]
-            if len(sequence.tokens) - sequence.cached > 1:
+            if sequence.cached < max(len(sequence.request.prompt), len(sequence.tokens) - 1):
                 prefilling.append(sequence)
             elif self._grow(sequence):
                 chunks.append(Chunk(sequence, sequence.cached, len(sequence.tokens)))
@@ -96,7 +108,9 @@ class Scheduler:
         return chunks
 
     def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
-        count = min(budget, len(sequence.tokens) - sequence.cached)
+        left = len(sequence.request.prompt) - sequence.cached
+        most = left if left > 0 else min(len(sequence.tokens) - sequence.cached, REPLAYED)
+        count = min(budget, most)
         chunks.append(Chunk(sequence, sequence.cached, sequence.cached + count))
         return count
 

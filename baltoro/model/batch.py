@@ -18,13 +18,19 @@ from baltoro.config import ModelConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One forward. Sequence b owns rows edges[b] : edges[b + 1] of `ids` and `positions`."""
+    """One forward. Sequence b owns rows edges[b] : edges[b + 1] of `ids` and `positions`.
+
+    Through a cache, attention has two forms, which differ in their last bits: a prompt's tokens attend expanded, those
+    that were generated attend absorbed, however many of them are in one forward. A token's latents and logits depend on
+    its form and on what is before it, and on nothing else: not on how a prompt was cut, nor on who else is here.
+    """
 
     ids: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64, counted from 0 in each sequence; consecutive inside a sequence
     edges: tuple[int, ...]  # (B + 1,) row bounds, rising from 0 to T; no sequence is empty
     pages: tuple[tuple[int, ...], ...] = ()  # per sequence, pages holding positions 0, 1, ...; () without a cache
     logit_rows: Tensor | None = None  # rows whose logits are wanted; None: all
+    generated: tuple[bool, ...] | None = None  # per sequence: its rows attend absorbed; None: single rows do
 
     @staticmethod
     def of(sequences: list[list[int]]) -> Batch:
@@ -56,7 +62,7 @@ class LatentCache:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Several new tokens of one sequence, attending to all its cached ones."""
+    """New tokens of one sequence's prompt, attending to all its cached ones."""
 
     rows: slice  # rows of the batch
     past: int  # tokens of the sequence that were cached before
@@ -65,10 +71,10 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Decode:
-    """One new token of each of B sequences."""
+    """B generated tokens, each attending by itself; several may be of one sequence."""
 
     rows: Tensor  # (B,)
-    slots: Tensor  # where positions 0 .. its own lie, of all sequences one behind the other
+    slots: Tensor  # where positions 0 .. its own lie, of all tokens one behind the other
     edges: Tensor  # (B + 1,) where each begins in `slots`
 
     @cached_property
@@ -120,8 +126,8 @@ class Layout:
             seen = past + end - start
             slots = (torch.tensor(pages)[:, None] * page_tokens + offsets).flatten()[:seen]
             writes.append(slots[past:])
-            if end - start == 1:
-                singles.append((start, slots))
+            if end - start == 1 if batch.generated is None else batch.generated[index]:
+                singles += [(row, slots[: past + 1 + row - start]) for row in range(start, end)]
             else:
                 self.chunks.append(Chunk(slice(start, end), past, slots))
         self.write_slots = torch.cat(writes)  # (T,)

@@ -96,7 +96,7 @@ def test_decodes_run_beside_a_long_prompt_that_comes_in_chunks():
         decode, prefill = scheduler.next()
         assert decode.sequence is short
         assert (decode.start, decode.stop) == (len(short.tokens) - 1, len(short.tokens))
-        assert prefill[1:] == (start, stop)
+        assert prefill[1:3] == (start, stop)
         run(scheduler, [decode, prefill])
 
 
@@ -124,7 +124,14 @@ def test_the_youngest_gives_way_and_comes_back_with_all_it_said():
     while scheduler.running[0] is old:
         run(scheduler, chunks)
         chunks = scheduler.next()
-    assert [(chunk.sequence, chunk.start, chunk.stop) for chunk in chunks] == [(young, 0, len(said))]
+    # Its prompt as prompts attend, then what it said as answers do, in one go
+    assert [(chunk.sequence, chunk.start, chunk.stop, chunk.is_generated) for chunk in chunks] == [(young, 0, 1, False)]
+    assert not chunks[0].is_last
+    run(scheduler, chunks)
+    chunks = scheduler.next()
+    assert [(chunk.sequence, chunk.start, chunk.stop, chunk.is_generated) for chunk in chunks] == [
+        (young, 1, len(said), True)
+    ]
     assert young.tokens == said
 
 
