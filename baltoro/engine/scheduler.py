@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from baltoro.engine.cache import Pages
+from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import Request
+
+SCORED_TOKENS = 256  # of a prompt whose log-probabilities are wanted, in one step: K2's logits of these take 168 MB
 
 
 @dataclass(slots=True, eq=False)
@@ -29,7 +32,9 @@ class Sequence:
     request: Request
     tokens: list[int]  # the prompt and what was generated
     seed: int
+    penalties: Penalties | None = None
     cached: int = 0  # tokens whose latents lie in its pages
+    scored: int = 0  # positions of the prompt after which the next token's log-probability has been reported
 
     @property
     def generated(self) -> int:
@@ -96,9 +101,11 @@ class Scheduler:
         return chunks
 
     def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
-        count = min(budget, len(sequence.tokens) - sequence.cached)
+        """Add its next chunk; returns what of the budget that takes."""
+        scores = sequence.request.prompt_logprobs is not None
+        count = min(SCORED_TOKENS if scores else budget, budget, len(sequence.tokens) - sequence.cached)
         chunks.append(Chunk(sequence, sequence.cached, sequence.cached + count))
-        return count
+        return budget if scores else count  # one such chunk a step: logits of two would take twice the memory
 
     def _grow(self, sequence: Sequence) -> bool:
         """A page for its newest token, from the youngest if need be; False when it was the youngest itself."""
