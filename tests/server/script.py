@@ -55,6 +55,9 @@ class Script:
         self.requests.append(request)
         return [self._play() for _ in range(n)]
 
+    def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
+        return self.astream_choices(request, 1)[0]
+
     async def _play(self) -> AsyncGenerator[Any]:
         try:
             for delta in self.deltas:
