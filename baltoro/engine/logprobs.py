@@ -35,4 +35,6 @@ def prompt_rows(chunk: Chunk) -> range:
     request = chunk.sequence.request
     if request.prompt_logprobs is None:
         return range(0)
-    return range(max(chunk.start, chunk.sequence.scored), min(chunk.stop, len(request.prompt) - 1))
+    rows = range(max(chunk.start, chunk.sequence.scored), min(chunk.stop, len(request.prompt) - 1))
+    assert not rows or rows.start == chunk.sequence.scored, "a prompt to be scored was not computed from its beginning"
+    return rows

@@ -68,10 +68,11 @@ class SamplingParams:
             ("top_p", 0.0 < self.top_p <= 1.0, "more than 0, at most 1"),
             ("top_k", self.top_k >= 0, "at least 0"),
             ("min_p", 0.0 <= self.min_p <= 1.0, "0 to 1"),
-            ("repetition_penalty", 0.0 < self.repetition_penalty < math.inf, "a finite number above 0"),
-            ("presence_penalty", math.isfinite(self.presence_penalty), "a finite number"),
-            ("frequency_penalty", math.isfinite(self.frequency_penalty), "a finite number"),
-            ("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite numbers"),
+            # Bounds far beyond any use, so that no logit becomes infinite.
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100.0, "0.01 to 100"),
+            ("presence_penalty", -1e4 <= self.presence_penalty <= 1e4, "-1e4 to 1e4"),
+            ("frequency_penalty", -1e4 <= self.frequency_penalty <= 1e4, "-1e4 to 1e4"),
+            ("logit_bias", all(-1e4 <= bias <= 1e4 for bias in self.logit_bias.values()), "numbers from -1e4 to 1e4"),
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "64 bits: -2^63 to 2^64 - 1"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0"),
         ):

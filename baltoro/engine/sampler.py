@@ -151,16 +151,35 @@ def _few(logits: NDArray[np.float32], top: float, sampling: SamplingParams) -> N
 def _nucleus(weights: NDArray[np.floating], top_p: float) -> NDArray[np.intp]:
     """Places of the fewest weights that reach `top_p` of the sum, rising."""
     total = float(weights.sum(dtype=np.float64))
-    # What lies below (1 - top_p) / n adds up to less than 1 - top_p, so the nucleus is among the rest, and only
-    # the rest is sorted: a few tokens instead of 163,840. Half of it, to be safe from rounding.
+    # What lies below (1 - top_p) / n adds up to less than 1 - top_p, so the nucleus is among the rest: mostly a few
+    # tokens instead of 163,840. Half of it, to be safe from rounding.
     inside = np.flatnonzero(weights >= total * (1.0 - top_p) / (2 * len(weights)))
-    falling = np.sort(weights[inside])[::-1]
-    count = int(falling.cumsum(dtype=np.float64).searchsorted(top_p * total, side="left")) + 1
-    if count >= len(inside):
-        return inside
-    rest, smallest = weights[inside], falling[count - 1]
-    above, equal = np.flatnonzero(rest > smallest), np.flatnonzero(rest == smallest)
+    weights = weights[inside]
+    count, smallest = _fewest(weights, top_p * total)
+    above, equal = np.flatnonzero(weights > smallest), np.flatnonzero(weights == smallest)
     return inside[np.sort(np.concatenate([above, equal[: count - len(above)]]))]
+
+
+def _fewest(values: NDArray[np.floating], wanted: float) -> tuple[int, float]:
+    """How many of the largest reach `wanted` in sum, all if none do, and the least of these.
+
+    A flat distribution's nucleus has 10,000s of tokens. So halves are set aside, by a pivot, that belong to it or not.
+    """
+    count = 0
+    while len(values) > 4 * _BLOCK:
+        pivot = np.sort(values[:: len(values) // 64])[32]
+        larger = values[values > pivot]
+        reached = float(larger.sum(dtype=np.float64))
+        rest = larger if reached >= wanted else values[values <= pivot]
+        if len(rest) == len(values):  # half of the values are the largest one
+            break
+        if reached < wanted:
+            wanted -= reached
+            count += len(larger)
+        values = rest
+    falling = np.sort(values)[::-1]
+    last = min(int(falling.cumsum(dtype=np.float64).searchsorted(wanted, side="left")), len(falling) - 1)
+    return count + last + 1, float(falling[last])
 
 
 def _draw(weights: NDArray[np.floating], draw: float) -> int:

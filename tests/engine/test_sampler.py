@@ -225,6 +225,22 @@ def test_a_nucleus_found_without_sorting_the_vocabulary_equals_the_full_sort():
     assert 10 < len(likely) < len(truth) < 2_000  # neither trivial nor flat
 
 
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_a_nucleus_of_any_size_has_the_tokens_of_the_full_sort(top_p, spread):
+    """Powers of two divided finely: sums are exact in float64, so the border is sharp; many are equal."""
+    chance = np.random.default_rng(7)
+    weights = np.exp2(np.round(chance.normal(0, spread, 30_000) * 4) / 4 - 3).astype(np.float32)
+    weights = np.round(weights * 2**20) / 2**20
+    total = math.fsum(weights.tolist())
+    order = np.lexsort((np.arange(len(weights)), -weights))
+    kept, reached = 0, 0.0
+    while reached < top_p * total:
+        reached += float(weights[order[kept]])
+        kept += 1
+    assert sampler._nucleus(weights, top_p).tolist() == sorted(order[:kept].tolist())
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_broken_logits_are_an_error_not_a_token(bad):
     with pytest.raises(EngineError, match="finite"):

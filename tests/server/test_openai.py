@@ -315,7 +315,7 @@ REFUSED = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
     ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
     ({"presence_penalty": -3}, "presence_penalty", "greater than or equal to -2"),
-    ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "greater than or equal to 0.01"),
     ({"min_p": 1.5}, "min_p", "less than or equal to 1"),
     ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
     ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "at most max_tokens, 8"),
