@@ -39,6 +39,8 @@ def _biases(value: dict[str, Json]) -> dict[str, Json]:
 
 
 class SamplingBody(Strict):
+    """What both doors take. Ranges are OpenAI's where it has the field; `n` choices differ by their seeds."""
+
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -79,6 +79,30 @@ IDS = st.integers(0, SIZE - 1)
 
 @given(
     logits=st.lists(st.floats(-20, 20, width=16), min_size=SIZE, max_size=SIZE),
+    prompt=st.lists(IDS, max_size=12),
+    output=st.lists(IDS, max_size=100),
+    repetition=st.sampled_from([1.0, 1.3, 0.7]),
+    presence=st.sampled_from([0.0, 1.1, -0.9]),
+    frequency=st.sampled_from([0.0, 0.6, -0.4]),
+    bias=st.dictionaries(IDS, st.floats(-100, 100), max_size=4),
+)
+@settings(max_examples=100, deadline=None)
+def test_penalties_and_bias_change_every_logit_as_defined(
+    logits, prompt, output, repetition, presence, frequency, bias
+):
+    sampling = params(
+        repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias
+    )
+    penalties = Penalties(sampling, prompt)
+    for token in output:
+        penalties.advance(token)
+    row = np.asarray(logits, np.float32)
+    penalties.apply(row)
+    assert row == pytest.approx(changed(logits, sampling, prompt, output), rel=1e-5, abs=1e-4)  # float32 twice
+
+
+@given(
+    logits=st.lists(st.floats(-20, 20, width=16), min_size=SIZE, max_size=SIZE),
     mask=st.none() | st.lists(st.booleans(), min_size=SIZE, max_size=SIZE).filter(any),
     prompt=st.lists(IDS, min_size=1, max_size=12),
     output=st.lists(IDS, max_size=12),
