@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
-from baltoro.chat.messages import CallEnded, Delta, Finished, FinishReason, TextDelta, TokenDelta, ToolCall, Usage
+from baltoro.chat.messages import (
+    CallEnded,
+    ChatRequest,
+    CompletionRequest,
+    Delta,
+    Echo,
+    Finished,
+    FinishReason,
+    Likelihood,
+    Likelihoods,
+    Piece,
+    TextDelta,
+    TokenDelta,
+    ToolCall,
+    Usage,
+)
 from baltoro.chat.parser import IncompleteCall, Parser
 from baltoro.chat.stops import StopStrings
 from baltoro.chat.tokenizer import Detokenizer, Tokenizer
 from baltoro.engine.request import FinishReason as EngineFinish
-from baltoro.engine.request import Step
+from baltoro.engine.request import Scored, Step
 from baltoro.errors import BaltoroError, EngineError
 
-Item = TypeVar("Item")  # Delta of a chat, TokenDelta | Finished of a completion
+Item = TypeVar("Item")  # Delta of a chat, Piece of a completion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,11 +49,14 @@ class Answer:
 class Reader(ABC, Generic[Item]):
     """Belongs to the thread or the event loop that reads the answer."""
 
-    def __init__(self, prompt: list[int], stop: Sequence[str]) -> None:
+    def __init__(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, tokenizer: Tokenizer) -> None:
         self.prompt = prompt
         self.tokens: list[int] = []
         self.over = False
-        self._stops = StopStrings(stop)
+        self._tokenizer = tokenizer
+        self._stops = StopStrings(wishes.stop)
+        self._min_tokens = wishes.min_tokens
+        self._nothing_wanted = wishes.max_tokens == 0  # the engine generates one token all the same
 
     def read(self, step: Step) -> list[Item]:
         if step.finish is EngineFinish.ERROR:
@@ -47,9 +65,9 @@ class Reader(ABC, Generic[Item]):
                 raise step.error
             raise EngineError(f"the engine failed: {step.error!r}")
         items: list[Item] = []
-        if step.token is not None:
+        if step.token is not None and not self._nothing_wanted:
             self.tokens.append(step.token)
-            items += self._push(step.token)
+        items += self._push(step)
         if step.finish is not None and self._stops.found is None:
             items += self._flush()
         if step.finish is not None or self._stops.found is not None:
@@ -64,8 +82,13 @@ class Reader(ABC, Generic[Item]):
             return "length"
         return "cancelled" if finish is EngineFinish.CANCELLED else "stop"
 
+    def _cut(self, text: str) -> str:
+        """What of the answer's next text is certain to stand before a stop string; none counts before min_tokens."""
+        return text if len(self.tokens) <= self._min_tokens else self._stops.push(text)
+
     @abstractmethod
-    def _push(self, token: int) -> list[Item]: ...
+    def _push(self, step: Step) -> list[Item]:
+        """What a step adds. A token that ended the answer in the engine is no text, whichever it is."""
 
     @abstractmethod
     def _flush(self) -> list[Item]:
@@ -73,14 +96,17 @@ class Reader(ABC, Generic[Item]):
 
 
 class ChatReader(Reader[Delta]):
-    def __init__(self, prompt: list[int], stop: Sequence[str], parser: Parser, tokenizer: Tokenizer) -> None:
-        super().__init__(prompt, stop)
+    def __init__(self, prompt: list[int], request: ChatRequest, parser: Parser, tokenizer: Tokenizer) -> None:
+        super().__init__(prompt, request, tokenizer)
         self.parser = parser
         self._section_end = tokenizer.tool_calls_section_end
         self._num_calls = 0  # whole ones
 
-    def _push(self, token: int) -> list[Delta]:
-        return self._until_stop(self.parser.push(token))
+    def _push(self, step: Step) -> list[Delta]:
+        if step.token is None:
+            return []
+        told: list[Delta] = [] if step.scored is None else [_likelihoods(step.scored, self._tokenizer)]
+        return told if step.finish is EngineFinish.STOP else told + self._until_stop(self.parser.push(step.token))
 
     def _flush(self) -> list[Delta]:
         return self._until_stop(self.parser.finish()) + self._held()
@@ -92,7 +118,7 @@ class ChatReader(Reader[Delta]):
             if self._stops.found is not None:
                 break
             if isinstance(delta, TextDelta):
-                if text := self._stops.push(delta.text):
+                if text := self._cut(delta.text):
                     told.append(TextDelta(text))
                 continue
             told += [*self._held(), delta]
@@ -109,11 +135,12 @@ class ChatReader(Reader[Delta]):
         return "tool_calls" if whole and self._num_calls else super()._reason(finish)
 
 
-class CompletionReader(Reader[TokenDelta | Finished]):
-    def __init__(self, prompt: list[int], stop: Sequence[str], tokenizer: Tokenizer) -> None:
-        super().__init__(prompt, stop)
-        self._tokenizer = tokenizer
+class CompletionReader(Reader[Piece]):
+    def __init__(self, prompt: list[int], request: CompletionRequest, tokenizer: Tokenizer) -> None:
+        super().__init__(prompt, request, tokenizer)
         self._detokenizer = Detokenizer(tokenizer)
+        self._offset = 0  # characters that were completed
+        self._unread: list[Likelihoods | None] | None = [None] if request.echo else None  # the prompt's, to be told
         self._printed = {  # control tokens that are text for the reference's decoder too; the others are not
             tokenizer.tool_calls_section_begin,
             tokenizer.tool_calls_section_end,
@@ -122,13 +149,47 @@ class CompletionReader(Reader[TokenDelta | Finished]):
             tokenizer.tool_call_end,
         }
 
-    def _push(self, token: int) -> list[TokenDelta | Finished]:
-        if token < self._tokenizer.num_base or token in self._printed:
-            text = self._detokenizer.push(token)
+    def _push(self, step: Step) -> list[Piece]:
+        pieces: list[Piece] = []
+        if self._unread is not None:
+            self._unread += [_likelihoods(scored, self._tokenizer) for scored in step.prompt]
+            if step.token is not None:
+                pieces.append(self._echo(self._unread))
+                self._unread = None
+        if step.token is None or self._nothing_wanted:
+            return pieces
+        is_text = step.token < self._tokenizer.num_base or step.token in self._printed
+        if is_text and step.finish is not EngineFinish.STOP:
+            text = self._detokenizer.push(step.token)
         else:
             text = self._detokenizer.flush()
-        return [TokenDelta(token, self._stops.push(text))]
+        scored = None if step.scored is None else _likelihoods(step.scored, self._tokenizer)
+        pieces.append(TokenDelta(step.token, self._cut(text), self._offset, scored))
+        self._offset += len(text)
+        return pieces
 
-    def _flush(self) -> list[TokenDelta | Finished]:
-        text = self._stops.push(self._detokenizer.flush()) + self._stops.flush()
-        return [TokenDelta(None, text)] if text else []
+    def _flush(self) -> list[Piece]:
+        text = self._cut(self._detokenizer.flush()) + self._stops.flush()
+        return [TokenDelta(None, text, self._offset)] if text else []
+
+    def _reason(self, finish: EngineFinish | None) -> FinishReason:
+        return "length" if self._nothing_wanted and finish is EngineFinish.STOP else super()._reason(finish)
+
+    def _echo(self, scores: list[Likelihoods | None]) -> Echo:
+        """The prompt token by token, its control tokens by their names: joined, the text that was sent."""
+        detokenizer = Detokenizer(self._tokenizer)
+        tokens: list[TokenDelta] = []
+        last = len(self.prompt) - 1
+        for place, token in enumerate(self.prompt):
+            text = detokenizer.push(token) + (detokenizer.flush() if place == last else "")
+            scored = scores[place] if place < len(scores) else None
+            tokens.append(TokenDelta(token, text, self._offset, scored))
+            self._offset += len(text)
+        return Echo(tuple(tokens))
+
+
+def _likelihoods(scored: Scored, tokenizer: Tokenizer) -> Likelihoods:
+    def likelihood(token: int, logprob: float) -> Likelihood:
+        return Likelihood(token, tokenizer.token_bytes(token), logprob)
+
+    return Likelihoods(likelihood(scored.token, scored.logprob), tuple(likelihood(*each) for each in scored.top))

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
+from baltoro import choices
 from baltoro.answer import Answer, ChatReader, CompletionReader, Reader
 from baltoro.chat.call_ids import canonicalize
 from baltoro.chat.grammar import Grammar
@@ -28,6 +29,7 @@ from baltoro.chat.messages import (
     Delta,
     Finished,
     Json,
+    Piece,
     TextDelta,
     TokenDelta,
     Usage,
@@ -35,7 +37,7 @@ from baltoro.chat.messages import (
 from baltoro.chat.parser import Parser, TextParser, fold
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
-from baltoro.engine.request import Constraint, Request, SamplingParams, Step
+from baltoro.engine.request import Constraint, Request, Step
 from baltoro.errors import CheckpointError, ContextError, EngineError, RequestError, TokenizerError
 
 if TYPE_CHECKING:
@@ -63,11 +65,13 @@ class ChatModel(Protocol):
 
     def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]: ...
 
+    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]: ...
+
     def complete(self, request: ChatRequest) -> Answer: ...
 
-    def stream_completion(self, request: CompletionRequest) -> Generator[TokenDelta | Finished]: ...
+    def stream_completion(self, request: CompletionRequest) -> Generator[Piece]: ...
 
-    def astream_completion(self, request: CompletionRequest) -> AsyncGenerator[TokenDelta | Finished]: ...
+    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]: ...
 
     def encode(self, text: str) -> list[int]: ...  # as a completion reads its prompt
 
@@ -188,14 +192,18 @@ class LLM:
         self.engine.stop(drain=False)
 
     def stream(self, request: ChatRequest) -> Generator[Delta]:
-        return self._run(*self._chat(request))
+        return self._run(*self._chat(request, 1)[0])
 
     def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
         """To be called on the event loop that reads it."""
-        return self._arun(*self._chat(request))
+        return self.astream_choices(request, 1)[0]
+
+    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]:
+        """`n` answers, each with its own seed, grammar and calls. To be called on the event loop that reads them."""
+        return [self._arun(*each) for each in self._chat(request, n)]
 
     def complete(self, request: ChatRequest) -> Answer:
-        make, reader = self._chat(request)
+        make, reader = self._chat(request, 1)[0]
         deltas = list(self._run(make, reader))
         last = deltas[-1]
         assert isinstance(last, Finished)
@@ -210,12 +218,12 @@ class LLM:
             token_ids=tuple(reader.tokens),
         )
 
-    def stream_completion(self, request: CompletionRequest) -> Generator[TokenDelta | Finished]:
-        return self._run(*self._completion(request))
+    def stream_completion(self, request: CompletionRequest) -> Generator[Piece]:
+        return self._run(*self._completion(request, 1)[0])
 
-    def astream_completion(self, request: CompletionRequest) -> AsyncGenerator[TokenDelta | Finished]:
-        """To be called on the event loop that reads it."""
-        return self._arun(*self._completion(request))
+    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
+        """`n` of them, each with its own seed. To be called on the event loop that reads them."""
+        return [self._arun(*each) for each in self._completion(request, n)]
 
     def encode(self, text: str) -> list[int]:
         """The ids of a completion's prompt, in which control tokens may be spelled out."""
@@ -223,21 +231,32 @@ class LLM:
 
     # ── request -> ids ───────────────────────────────────────────────────────────────────────────
 
-    def _chat(self, request: ChatRequest) -> tuple[_Make, ChatReader]:
+    def _chat(self, request: ChatRequest, n: int) -> list[tuple[_Make, ChatReader]]:
         if not request.messages:
             raise RequestError("messages is empty, expected at least one message", param="messages")
         messages, next_index = canonicalize(request.messages)
         prompt = render(messages, request.tools).ids(self.tokenizer)
-        constraint = self._grammar.compile(
-            request.tools, request.tool_choice, next_index=next_index, parallel=request.parallel_tool_calls
-        )
-        reader = ChatReader(prompt, request.stop, Parser(self.tokenizer, next_index=next_index), self.tokenizer)
-        return self._make(prompt, request, constraint), reader
+        answers: list[tuple[_Make, ChatReader]] = []
+        for wishes in choices.split(request, n):
+            constraint = self._grammar.compile(
+                request.tools,
+                request.tool_choice,
+                next_index=next_index,
+                parallel=request.parallel_tool_calls,
+                endless=request.ignore_eos,
+            )
+            parser = Parser(self.tokenizer, next_index=next_index, endless=request.ignore_eos)
+            reader = ChatReader(prompt, wishes, parser, self.tokenizer)
+            answers.append((self._make(prompt, wishes, constraint), reader))
+        return answers
 
-    def _completion(self, request: CompletionRequest) -> tuple[_Make, CompletionReader]:
+    def _completion(self, request: CompletionRequest, n: int) -> list[tuple[_Make, CompletionReader]]:
         given = request.prompt
         prompt = self.encode(given) if isinstance(given, str) else list(given)
-        return self._make(prompt, request, None), CompletionReader(prompt, request.stop, self.tokenizer)
+        return [
+            (self._make(prompt, wishes, None), CompletionReader(prompt, wishes, self.tokenizer))
+            for wishes in choices.split(request, n)
+        ]
 
     def _make(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, constraint: Constraint | None) -> _Make:
         room = self.max_context - len(prompt)
@@ -249,15 +268,16 @@ class LLM:
                 param="max_tokens" if room > 0 else "messages" if isinstance(wishes, ChatRequest) else "prompt",
                 code="context_length_exceeded",
             )
-        sampling = SamplingParams(
-            max_tokens=room if wishes.max_tokens is None else wishes.max_tokens,
-            temperature=wishes.temperature,
-            top_p=wishes.top_p,
-            top_k=wishes.top_k,
-            seed=wishes.seed,
-            stop_token_ids=self.tokenizer.stop_ids,
+        echo = isinstance(wishes, CompletionRequest) and wishes.echo
+        max_tokens = 1 if echo and wishes.max_tokens == 0 else wishes.max_tokens  # the prompt's last step gives one
+        sampling = choices.sampling(wishes, room if max_tokens is None else max_tokens, self.tokenizer.stop_ids)
+        return lambda sink: Request(
+            prompt=prompt,
+            sampling=sampling,
+            sink=sink,
+            constraint=constraint,
+            prompt_logprobs=wishes.logprobs if echo else None,
         )
-        return lambda sink: Request(prompt=prompt, sampling=sampling, sink=sink, constraint=constraint)
 
     # ── tokens -> items ──────────────────────────────────────────────────────────────────────────
 
@@ -342,6 +362,9 @@ class ScriptedLLM:
     def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
         return _asynchronous(self.stream(request))
 
+    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]:
+        return [self.astream(each) for each in choices.split(request, n)]
+
     def complete(self, request: ChatRequest) -> Answer:
         deltas = list(self.stream(request))
         last = deltas[-1]
@@ -357,7 +380,7 @@ class ScriptedLLM:
             token_ids=(),
         )
 
-    def stream_completion(self, request: CompletionRequest) -> Generator[TokenDelta | Finished]:
+    def stream_completion(self, request: CompletionRequest) -> Generator[Piece]:
         return self._play(
             [
                 TokenDelta(token, delta.text) if isinstance(delta, TextDelta) else delta
@@ -366,8 +389,8 @@ class ScriptedLLM:
             ]
         )
 
-    def astream_completion(self, request: CompletionRequest) -> AsyncGenerator[TokenDelta | Finished]:
-        return _asynchronous(self.stream_completion(request))
+    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
+        return [_asynchronous(self.stream_completion(each)) for each in choices.split(request, n)]
 
     def encode(self, text: str) -> list[int]:
         """One id a byte: a script has no vocabulary."""

@@ -21,6 +21,7 @@ from baltoro.chat.messages import (
     Delta,
     Finished,
     FinishReason,
+    Likelihoods,
     Message,
     TextDelta,
     ToolCall,
@@ -76,6 +77,8 @@ def print_answer(deltas: Iterator[Delta], out: TextIO, answer: Answer) -> None:
                 _write(f"{start}{json.dumps(line, ensure_ascii=False)}\n", out)
             case Finished():
                 answer.reason = delta.reason
+            case Likelihoods():  # nobody asks for them here
+                pass
     if answer.text and not answer.text.endswith("\n") and not answer.calls:
         _write("\n", out)
 

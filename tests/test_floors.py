@@ -19,7 +19,7 @@ FLOORS = [
     {"weights"},
     {"model"},
     {"engine"},
-    {"answer"},
+    {"answer", "choices"},
     {"llm"},
     {"agent", "server", "doctor"},
     {"eval"},

@@ -341,7 +341,7 @@ def completion(llm: LLM, request: CompletionRequest) -> tuple[str, list[int | No
     settle(llm)  # the engine runs ahead of a stop string
 
     async def read() -> list[Any]:
-        return [piece async for piece in llm.astream_completion(replace(request, temperature=0.0))]
+        return [piece async for piece in llm.astream_completions(replace(request, temperature=0.0), 1)[0]]
 
     model: Any = llm.engine._model
     model.said = 0
@@ -440,7 +440,7 @@ def test_a_script_plays_texts_and_deltas_and_raises_its_exceptions() -> None:
     assert list(script.stream(HELLO)) == [TextDelta("a"), Finished("length", usage)]
 
     async def fail() -> None:
-        async for _ in script.astream(HELLO):
+        async for _ in script.astream_choices(HELLO, 1)[0]:
             pass
 
     with pytest.raises(EngineError, match="down"):

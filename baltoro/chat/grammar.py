@@ -74,12 +74,19 @@ class Grammar:
         }
 
     def compile(
-        self, tools: Sequence[Tool], tool_choice: ToolChoice, *, next_index: int, parallel: bool = True
+        self,
+        tools: Sequence[Tool],
+        tool_choice: ToolChoice,
+        *,
+        next_index: int,
+        parallel: bool = True,
+        endless: bool = False,
     ) -> ToolConstraint:
         """The constraint of one answer.
 
         `next_index`: the number of calls in the conversation so far, which the next call's id carries.
         `parallel`: more than one call in this answer. Without tools, or with choice none, only text is allowed.
+        `endless`: text goes on behind [EOS] and <|im_end|>, as the request ignores them; behind calls only they come.
         """
         callable_tools: dict[str, LLMatcher] = {}
         for place, tool in enumerate(tools):
@@ -103,7 +110,9 @@ class Grammar:
         elif tool_choice.mode == "none":
             callable_tools = {}
         must_call = tool_choice.mode in ("required", "named")
-        return ToolConstraint(self, callable_tools, must_call=must_call, next_index=next_index, parallel=parallel)
+        return ToolConstraint(
+            self, callable_tools, must_call=must_call, next_index=next_index, parallel=parallel, endless=endless
+        )
 
     def only(self, ids: Iterable[int]) -> Mask:
         mask = np.zeros(self.tokenizer.vocab_size, np.bool_)
@@ -139,13 +148,21 @@ class ToolConstraint:
     """
 
     def __init__(
-        self, grammar: Grammar, tools: Mapping[str, LLMatcher], *, must_call: bool, next_index: int, parallel: bool
+        self,
+        grammar: Grammar,
+        tools: Mapping[str, LLMatcher],
+        *,
+        must_call: bool,
+        next_index: int,
+        parallel: bool,
+        endless: bool,
     ) -> None:
         self._grammar = grammar
         self._tools = tools
         self._place = _Place.FIRST if must_call else _Place.TEXT
         self._next_index = next_index
         self._parallel = parallel
+        self._endless = endless
         self._header = _Header()
         self._arguments: LLMatcher | None = None
         words = -(-grammar.tokenizer.vocab_size // 32)
@@ -175,7 +192,9 @@ class ToolConstraint:
         match self._place:
             case _Place.TEXT | _Place.FIRST if token == t.tool_calls_section_begin:
                 self._place = _Place.SECTION
-            case _Place.TEXT | _Place.STOP if token in t.stop_ids:
+            case _Place.STOP if token in t.stop_ids:
+                self._place = _Place.OVER
+            case _Place.TEXT if token in t.stop_ids and not self._endless:
                 self._place = _Place.OVER
             case _Place.SECTION | _Place.CALLED if token == t.tool_call_begin:
                 self._place, self._header = _Place.HEADER, self._headers()

@@ -7,7 +7,7 @@ template turns them into token ids; the parser turns token ids back into `Delta`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Json = Any  # a value that json.loads may return
@@ -51,19 +51,35 @@ class ToolChoice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChatRequest:
-    """What a client wants said. Fields left None take the model's or the server's default."""
+class Wishes:
+    """How an answer's tokens are to be chosen; engine/request.py says what each of these does, and in which order."""
+
+    max_tokens: int | None = None  # None: as many as the context leaves
+    min_tokens: int = 0  # nothing ends the answer before
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])
+    seed: int | None = None
+    stop: tuple[str, ...] = ()  # strings that end the text; never part of it
+    stop_token_ids: frozenset[int] = frozenset()  # end it beside [EOS] and <|im_end|>, and are no text either
+    ignore_eos: bool = False  # [EOS] and <|im_end|> do not end it
+    logprobs: int | None = None  # so many of the likeliest tokens at every place, and the chosen one; None: nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest(Wishes):
+    """What a client wants said."""
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     parallel_tool_calls: bool = True  # False: at most one call a turn
-    max_tokens: int | None = None  # None: as many as the context leaves
     temperature: float = 0.6  # Moonshot's recommendation for K2-Instruct
-    top_p: float = 1.0
-    top_k: int = 0  # 0: no limit
-    seed: int | None = None
-    stop: tuple[str, ...] = ()  # strings that end the text; never part of the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,23 @@ class CallEnded:
     index: int
 
 
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """A token and the natural logarithm of its probability."""
+
+    token: int
+    bytes: bytes  # its text, maybe a part of a character; a control token's name
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihoods:
+    """Of a token and of the likeliest ones in its place. In an answer every token has one, told before what it adds."""
+
+    chosen: Likelihood
+    top: tuple[Likelihood, ...]  # falling, as many as were wished for; behind them `chosen`, if it is none of these
+
+
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
 
 
@@ -117,20 +150,15 @@ class Finished:
     usage: Usage
 
 
-Delta = TextDelta | CallBegun | ArgumentsDelta | CallEnded | Finished
+Delta = TextDelta | CallBegun | ArgumentsDelta | CallEnded | Likelihoods | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CompletionRequest:
+class CompletionRequest(Wishes):
     """A prompt to go on with, without template, tools or grammar."""
 
     prompt: str | Sequence[int]  # control tokens may be spelled out; or token ids
-    max_tokens: int | None = None  # None: as many as the context leaves
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0  # 0: no limit
-    seed: int | None = None
-    stop: tuple[str, ...] = ()  # strings that end the text; never part of it
+    echo: bool = False  # tell the prompt first; with max_tokens 0 nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +167,15 @@ class TokenDelta:
 
     token: int | None  # None: text that was held back until the end
     text: str
+    offset: int = 0  # characters that the tokens before it completed, an echoed prompt's included
+    likelihoods: Likelihoods | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """The prompt, told once and before its completion. Its first token has no likelihoods: nothing stood before it."""
+
+    tokens: tuple[TokenDelta, ...]
+
+
+Piece = Echo | TokenDelta | Finished  # of a completion

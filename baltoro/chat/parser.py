@@ -96,13 +96,16 @@ def fold(deltas: Iterable[Delta], malformed: Iterable[IncompleteCall] = ()) -> F
 class Parser:
     """Token ids, one at a time. The same ids give the same deltas, up to how text is cut into pieces."""
 
-    def __init__(self, tokenizer: Tokenizer, *, next_index: int = 0, renumber: bool = False) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, *, next_index: int = 0, renumber: bool = False, endless: bool = False
+    ) -> None:
         """`next_index`: the number of calls in the conversation so far, for calls that come without one.
-        `renumber`: give every call the next index, whatever the model wrote, so that ids are unique."""
+        `renumber`: give every call the next index, whatever the model wrote, so that ids are unique.
+        `endless`: [EOS] and <|im_end|> end nothing, what follows them counts."""
         self._machine = _Machine(next_index, renumber)
         self._detokenizer = Detokenizer(tokenizer)
         self._markers = {tokenizer.special_id(marker.value): marker for marker in _Marker}
-        self._stop_ids = tokenizer.stop_ids
+        self._stop_ids = frozenset[int]() if endless else tokenizer.stop_ids
         self._num_base = tokenizer.num_base
         self._tokenizer = tokenizer
 

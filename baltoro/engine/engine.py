@@ -27,8 +27,9 @@ from torch import Tensor
 
 from baltoro import counts
 from baltoro.config import ModelConfig
-from baltoro.engine import sampler
+from baltoro.engine import logprobs, sampler
 from baltoro.engine.cache import Pages
+from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import FinishReason, Request, Step
 from baltoro.engine.scheduler import Chunk, Scheduler, Sequence
 from baltoro.engine.speculative import Drafter
@@ -97,6 +98,7 @@ class Engine:
         )
         self._pages = Pages(num_pages=num_pages, page_tokens=config.page_tokens)
         self._scheduler = Scheduler(self._pages, max_running=config.max_running, prefill_tokens=config.prefill_tokens)
+        self._sampler = sampler.Sampler(self.vocab_size)
 
         self._orders = threading.Condition()  # guards the five below
         self._live: dict[Request, Sequence] = {}
@@ -118,7 +120,12 @@ class Engine:
         """Queue it; its sink hears of every token on the engine's thread, and lastly of its end, exactly once."""
         self._check(request)
         seed = request.sampling.seed
-        sequence = Sequence(request, list(request.prompt), secrets.randbits(64) if seed is None else seed)
+        sequence = Sequence(
+            request,
+            list(request.prompt),
+            secrets.randbits(64) if seed is None else seed,
+            Penalties.of(request.sampling, request.prompt),
+        )
         if self._config.speculate:
             sequence.drafter = Drafter(request.constraint)
         with self._orders:
@@ -217,7 +224,8 @@ class Engine:
                 param="prompt",
                 code="context_length_exceeded",
             )
-        for name, ids in (("prompt", prompt), ("stop_token_ids", request.sampling.stop_token_ids)):
+        named = {"stop_token_ids": request.sampling.stop_token_ids, "logit_bias": request.sampling.logit_bias}
+        for name, ids in {"prompt": prompt, **named}.items():
             if ids and (min(ids) < 0 or max(ids) >= size):
                 strange = next(token for token in ids if not 0 <= token < size)
                 raise RequestError(
@@ -225,6 +233,10 @@ class Engine:
                     hint="the ids come from another tokenizer",
                     param=name,
                 )
+        if request.prompt_logprobs is not None and request.prompt_logprobs < 0:
+            raise RequestError(
+                f"prompt_logprobs is {request.prompt_logprobs}, expected at least 0", param="prompt_logprobs"
+            )
 
     # ── the engine's thread ──────────────────────────────────────────────────────────────────────
 
@@ -297,8 +309,13 @@ class Engine:
         for chunk in chunks:
             sequence, start, stop, drafts = chunk
             sequence.cached = stop
-            if stop == len(sequence.tokens):
-                self._listen(sequence, drafts, logits[row : row + 1 + len(drafts)])
+            listens = True
+            if scored := len(logprobs.prompt_rows(chunk)):
+                listens = self._tell_prompt(sequence, logits[row : row + scored])
+                row += scored
+            if chunk.is_last:
+                if listens:
+                    self._listen(sequence, drafts, logits[row : row + 1 + len(drafts)])
                 row += 1 + len(drafts)
             if stop - start > 1 or not chunk.is_generated:
                 self._prefilled += stop - start
@@ -331,11 +348,12 @@ class Engine:
         ids: list[int] = []
         positions: list[int] = []
         edges = [0]
-        last_rows: list[int] = []
+        logit_rows: list[int] = []
         for chunk in chunks:
             ids += chunk.sequence.tokens[chunk.start : chunk.stop]
+            logit_rows += (edges[-1] + position - chunk.start for position in logprobs.prompt_rows(chunk))
             if chunk.is_last:
-                last_rows += range(len(ids) - 1, len(ids) + len(chunk.drafts))
+                logit_rows += range(len(ids) - 1, len(ids) + len(chunk.drafts))
             ids += chunk.drafts
             positions += range(chunk.start, chunk.stop + len(chunk.drafts))
             edges.append(len(ids))
@@ -344,9 +362,25 @@ class Engine:
             positions=torch.tensor(positions),
             edges=tuple(edges),
             pages=tuple(self._pages.of(chunk.sequence.request) for chunk in chunks),
-            logit_rows=None if len(last_rows) == len(ids) else torch.tensor(last_rows, dtype=torch.int64),
+            logit_rows=None if len(logit_rows) == len(ids) else torch.tensor(logit_rows, dtype=torch.int64),
             generated=tuple(chunk.is_generated for chunk in chunks),
         )
+
+    def _tell_prompt(self, sequence: Sequence, logits: NDArray[np.float32]) -> bool:
+        """Report how likely its prompt's next tokens were; False when that ended it."""
+        request, first = sequence.request, sequence.scored + 1
+        sequence.scored += len(logits)
+        assert request.prompt_logprobs is not None
+        try:
+            tokens = request.prompt[first : first + len(logits)]
+            scores = [logprobs.score(*row, request.prompt_logprobs) for row in zip(logits, tokens, strict=True)]
+        except EngineError as error:
+            self._end(sequence, Step(None, FinishReason.ERROR, error))
+            return False
+        if not self._report(sequence, Step(None, prompt=tuple(scores))):
+            self._forget(sequence)
+            return False
+        return True
 
     def _speak(self, sequence: Sequence, logits: NDArray[np.float32]) -> bool:
         """Choose its next token and report it; False when it has ended."""
@@ -354,9 +388,13 @@ class Engine:
         try:
             mask = None if constraint is None else constraint.mask()
             draw = sampler.uniform(sequence.seed, sequence.generated) if sampling.temperature else 0.0
-            token = sampler.choose(logits, sampling, mask=mask, draw=draw)
+            avoid = sampling.stop_token_ids if sequence.generated < sampling.min_tokens else ()
+            token = self._sampler.choose(
+                logits, sampling, mask=mask, draw=draw, penalties=sequence.penalties, avoid=avoid
+            )
             if constraint is not None:
                 constraint.advance(token)
+            scored = None if sampling.logprobs is None else logprobs.score(logits, token, sampling.logprobs)
         except Exception as error:  # a constraint is another's code; its bug ends its own request
             if not isinstance(error, EngineError):
                 _log.exception("request %d: its constraint failed", sequence.request.id)
@@ -364,12 +402,14 @@ class Engine:
             self._end(sequence, Step(None, FinishReason.ERROR, error))
             return False
         sequence.tokens.append(token)
+        if sequence.penalties is not None:
+            sequence.penalties.advance(token)
         self._generated += 1
         if token in sampling.stop_token_ids:
-            self._end(sequence, Step(token, FinishReason.STOP))
+            self._end(sequence, Step(token, FinishReason.STOP, scored=scored))
         elif sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self.max_context:
-            self._end(sequence, Step(token, FinishReason.LENGTH))
-        elif not self._report(sequence, Step(token)):
+            self._end(sequence, Step(token, FinishReason.LENGTH, scored=scored))
+        elif not self._report(sequence, Step(token, scored=scored)):
             self._forget(sequence)
         else:
             return True

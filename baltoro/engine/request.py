@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -42,33 +42,66 @@ class Constraint(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are chosen. The same seed gives the same tokens whatever else is running."""
+    """How tokens are chosen. The same seed gives the same tokens whatever else is running.
+
+    The order is vLLM's: logit_bias, repetition_penalty, presence and frequency penalty, the constraint's mask and
+    min_tokens, temperature, min_p, top_k, top_p. What each step removes is gone for the next, and what is left at the
+    end is renormalised once. Log-probabilities are those of the model itself: the log-softmax of its logits, before
+    all of this (vLLM's `raw_logprobs`).
+    """
 
     max_tokens: int  # at least 1
+    min_tokens: int = 0  # before so many are generated no stop token comes, unless a constraint leaves nothing else
     temperature: float = 0.0  # 0: the most likely token
     top_p: float = 1.0  # keep the smallest set of tokens whose probability reaches this
     top_k: int = 0  # keep this many tokens; 0 keeps all
-    seed: int | None = None  # None: a fresh one
+    min_p: float = 0.0  # keep tokens at least this many times as likely as the likeliest
+    repetition_penalty: float = 1.0  # of every id in prompt and output: positive logits divided by it, others times it
+    presence_penalty: float = 0.0  # subtracted from the logit of every id in the output
+    frequency_penalty: float = 0.0  # the same, for each time that it occurs there
+    logit_bias: Mapping[int, float] = field(default_factory=dict[int, float])  # id -> what is added to its logit
+    seed: int | None = None  # 64 bits; None: a fresh one
     stop_token_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None  # report each token's log-probability and those of this many likeliest; None: nothing
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
             ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("min_tokens", 0 <= self.min_tokens <= self.max_tokens, f"0 to max_tokens, {self.max_tokens}"),
             ("temperature", 0.0 <= self.temperature < math.inf, "a finite number, at least 0"),
             ("top_p", 0.0 < self.top_p <= 1.0, "more than 0, at most 1"),
             ("top_k", self.top_k >= 0, "at least 0"),
+            ("min_p", 0.0 <= self.min_p <= 1.0, "0 to 1"),
+            # Bounds far beyond any use, so that no logit becomes infinite.
+            ("repetition_penalty", 0.01 <= self.repetition_penalty <= 100.0, "0.01 to 100"),
+            ("presence_penalty", -1e4 <= self.presence_penalty <= 1e4, "-1e4 to 1e4"),
+            ("frequency_penalty", -1e4 <= self.frequency_penalty <= 1e4, "-1e4 to 1e4"),
+            ("logit_bias", all(-1e4 <= bias <= 1e4 for bias in self.logit_bias.values()), "numbers from -1e4 to 1e4"),
+            ("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "64 bits: -2^63 to 2^64 - 1"),
+            ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0"),
         ):
             if not holds:
                 raise RequestError(f"{name} is {getattr(self, name)}, expected {expected}", param=name)
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """A token and how likely the model took it to be: natural logarithms of its softmax at temperature 1."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # likeliest ids and `token`, falling, the lowest id first among equals
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """What the engine reports to a request's sink: a token, an end, or both."""
+    """What the engine reports to a request's sink: scores of its prompt, a token, an end, or several of these."""
 
     token: int | None
     finish: FinishReason | None = None
     error: BaseException | None = None
+    scored: Scored | None = None  # of `token`, where SamplingParams.logprobs asks for it
+    prompt: tuple[Scored, ...] = ()  # the prompt's next tokens, its second one first; all come before the first token
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -79,4 +112,5 @@ class Request:
     sampling: SamplingParams
     sink: Callable[[Step], None]
     constraint: Constraint | None = None
+    prompt_logprobs: int | None = None  # as SamplingParams.logprobs, of the prompt; needs the logits of all its rows
     id: int = field(default_factory=lambda: next(_serial))

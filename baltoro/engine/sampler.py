@@ -1,21 +1,28 @@
-"""Logits to one token: mask, temperature, top-k, top-p, draw.
+"""Logits to one token: bias and penalties, mask, temperature, min-p, top-k, top-p, draw.
 
 Every row is chosen alone, in numpy on one thread, and its randomness is a pure function of the
 request's seed and the token's index. So the same seed gives the same tokens whatever else runs,
 after preemption, and with any number of threads.
+
+A row of K2's has 163,840 logits, so nothing here sorts one: blocks' maxima tell where the largest
+are, blocks' sums where a draw falls.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
+from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import SamplingParams
 from baltoro.errors import EngineError
 
 _WORD = (1 << 64) - 1
+_BLOCK = 512  # about the root of K2's vocabulary
+_COLDEST = 1e-30  # below it float32 would divide by what some CPUs flush to 0; colder than any two logits' difference
 
 
 def uniform(seed: int, index: int) -> float:
@@ -26,6 +33,11 @@ def uniform(seed: int, index: int) -> float:
     return (_mix(_mix(seed) + (index + 1) * 0x9E3779B97F4A7C15) >> 11) * 2.0**-53
 
 
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of an answer's choice 0, 1, ...: the first has the request's own, the others 64 bits made of both."""
+    return seed if choice == 0 else _mix(_mix(_mix(seed) ^ 0xD1B54A32D192ED03) + choice)
+
+
 def _mix(word: int) -> int:
     word &= _WORD
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
@@ -33,72 +45,155 @@ def _mix(word: int) -> int:
     return word ^ (word >> 31)
 
 
-def choose(
-    logits: NDArray[np.float32], sampling: SamplingParams, *, mask: NDArray[np.bool_] | None, draw: float
-) -> int:
-    """The token for one row of `logits` (V,). `draw` in [0, 1) settles a sampled one; ties go to the lowest id."""
-    if mask is None:
-        ids = None
-        best = int(logits.argmax())
-        top = float(logits[best])
-    else:
-        ids = _allowed(mask, logits)
-        logits = logits[ids]
-        place = int(logits.argmax())
-        best, top = ids.item(place), float(logits[place])
-    if not math.isfinite(top):  # argmax stops at a NaN, so one look finds NaN, +inf and "nothing but -inf"
-        raise EngineError(f"the largest logit is {top}, expected a finite number", hint="the model's weights overflow")
-    if sampling.temperature == 0.0 or sampling.top_k == 1:
-        return best
+class Sampler:
+    """Chooses tokens for one thread: it keeps room for one row, because new memory costs more than the arithmetic."""
 
-    weights = np.exp((logits.astype(np.float64) - top) / sampling.temperature)  # float64: any temperature > 0 works
-    places = _kept(weights, sampling)
-    if places is not None:
-        weights = weights[places]
-        ids = places if ids is None else ids[places]
-    drawn = _draw(weights, draw)
-    return drawn if ids is None else ids.item(drawn)
+    def __init__(self, vocab_size: int) -> None:
+        self._room = np.empty(vocab_size, np.float32)
+
+    def choose(
+        self,
+        logits: NDArray[np.float32],
+        sampling: SamplingParams,
+        *,
+        mask: NDArray[np.bool_] | None,
+        draw: float,
+        penalties: Penalties | None = None,
+        avoid: Collection[int] = (),
+    ) -> int:
+        """The token for one row of `logits` (V,), which stays as it is. Ties go to the lowest id.
+
+        draw: in [0, 1), settles a sampled one
+        avoid: ids that come only where `mask` allows no others
+        """
+        row = self._allowed(logits, mask, penalties, avoid)
+        best = int(row.argmax())
+        top = float(row[best])
+        if not math.isfinite(top):  # argmax stops at a NaN, so one look finds NaN, +inf and "nothing but -inf"
+            if mask is not None and not mask.any():
+                raise EngineError("the constraint allows no token at all", hint="its grammar has a dead end")
+            raise EngineError(
+                f"the largest logit is {top}, expected a finite number", hint="the model's weights overflow"
+            )
+        if sampling.temperature == 0.0 or sampling.top_k == 1:
+            return best
+
+        ids = _ranked(row, top, sampling)
+        weights = self._weights(row, top, sampling.temperature) if ids is None else _few(row[ids], top, sampling)
+        if sampling.top_p < 1.0:
+            places = _nucleus(weights, sampling.top_p)
+            weights = weights[places]
+            ids = places if ids is None else ids[places]
+        drawn = _draw(weights, draw)
+        return drawn if ids is None else ids.item(drawn)
+
+    def _allowed(
+        self,
+        logits: NDArray[np.float32],
+        mask: NDArray[np.bool_] | None,
+        penalties: Penalties | None,
+        avoid: Collection[int],
+    ) -> NDArray[np.float32]:
+        """(V,) with -inf where nothing may come."""
+        if mask is None and penalties is None and not avoid:
+            return logits
+        row = self._room
+        np.copyto(row, logits)
+        if penalties is not None:
+            penalties.apply(row)
+        if mask is not None:
+            if mask.shape != logits.shape:
+                raise EngineError(f"the constraint's mask has shape {mask.shape}, expected {logits.shape}")
+            np.copyto(row, np.float32(-np.inf), where=~mask)
+        if avoid:
+            ids = list(avoid)
+            kept = row[ids]
+            row[ids] = -np.inf
+            if row.max() == -np.inf:
+                row[ids] = kept
+        return row
+
+    def _weights(self, row: NDArray[np.float32], top: float, temperature: float) -> NDArray[np.float32]:
+        """(V,) probabilities up to one factor, the largest is 1. float32 is exact to 1e-7 of each."""
+        room = self._room
+        np.subtract(row, np.float32(top), out=room)
+        with np.errstate(over="ignore"):  # to -inf, as it should
+            np.divide(room, np.float32(max(temperature, _COLDEST)), out=room)
+        return np.exp(room, out=room)
 
 
-def _allowed(mask: NDArray[np.bool_], logits: NDArray[np.float32]) -> NDArray[np.intp]:
-    if mask.shape != logits.shape:
-        raise EngineError(f"the constraint's mask has shape {mask.shape}, expected {logits.shape}")
-    ids = np.flatnonzero(mask)
-    if ids.size == 0:
-        raise EngineError("the constraint allows no token at all", hint="its grammar has a dead end")
+def largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
+    """Where the `count` largest of `values` are, rising, the first ones among equals. 1 <= count <= len(values)."""
+    maxima = np.maximum.reduceat(values, np.arange(0, len(values), _BLOCK))
+    places: NDArray[np.intp] | None = None
+    if count <= len(maxima):  # so many blocks have one at least as large as the count-th of these
+        places = np.flatnonzero(values >= np.partition(maxima, -count)[-count])
+        values = values[places]
+    smallest = np.partition(values, -count)[-count]
+    above, equal = np.flatnonzero(values > smallest), np.flatnonzero(values == smallest)
+    found = np.sort(np.concatenate([above, equal[: count - len(above)]]))
+    return found if places is None else places[found]
+
+
+def _ranked(row: NDArray[np.float32], top: float, sampling: SamplingParams) -> NDArray[np.intp] | None:
+    """Ids that top-k and min-p keep, rising; None: all. Both look at ranks and ratios, so logits tell as well."""
+    ids = largest(row, sampling.top_k) if 0 < sampling.top_k < len(row) else None
+    if sampling.min_p > 0.0:
+        least = top + sampling.temperature * math.log(sampling.min_p)
+        ids = np.flatnonzero(row >= least) if ids is None else ids[row[ids] >= least]
     return ids
 
 
-def _kept(weights: NDArray[np.float64], sampling: SamplingParams) -> NDArray[np.intp] | None:
-    """Places that top-k and top-p keep, rising; top-p counts what top-k kept. None: all."""
-    places: NDArray[np.intp] | None = None
-    if 0 < sampling.top_k < len(weights):
-        places = _largest(weights, sampling.top_k, float(np.partition(weights, -sampling.top_k)[-sampling.top_k]))
-        weights = weights[places]
-    if sampling.top_p < 1.0:
-        total = float(weights.sum())
-        # What lies below (1 - top_p) / n adds up to less than 1 - top_p, so the nucleus is among the rest, and only
-        # the rest is sorted: a few tokens instead of 163,840. Half of it, to be safe from rounding.
-        inside = np.flatnonzero(weights >= total * (1.0 - sampling.top_p) / (2 * len(weights)))
-        weights = weights[inside]
-        falling = np.sort(weights)[::-1]
-        count = int(falling.cumsum().searchsorted(sampling.top_p * total, side="left")) + 1
-        if count < len(weights):
-            inside = inside[_largest(weights, count, float(falling[count - 1]))]
-        places = inside if places is None else places[inside]
-    return places
+def _few(logits: NDArray[np.float32], top: float, sampling: SamplingParams) -> NDArray[np.float64]:
+    return np.exp((logits.astype(np.float64) - top) / max(sampling.temperature, _COLDEST))
 
 
-def _largest(values: NDArray[np.float64], count: int, smallest: float) -> NDArray[np.intp]:
-    """Where the `count` largest values are, rising, the first ones among equals. `smallest` is the least of them."""
-    above, equal = np.flatnonzero(values > smallest), np.flatnonzero(values == smallest)
-    return np.sort(np.concatenate([above, equal[: count - len(above)]]))
+def _nucleus(weights: NDArray[np.floating], top_p: float) -> NDArray[np.intp]:
+    """Places of the fewest weights that reach `top_p` of the sum, rising."""
+    total = float(weights.sum(dtype=np.float64))
+    # What lies below (1 - top_p) / n adds up to less than 1 - top_p, so the nucleus is among the rest: mostly a few
+    # tokens instead of 163,840. Half of it, to be safe from rounding.
+    inside = np.flatnonzero(weights >= total * (1.0 - top_p) / (2 * len(weights)))
+    weights = weights[inside]
+    count, smallest = _fewest(weights, top_p * total)
+    above, equal = np.flatnonzero(weights > smallest), np.flatnonzero(weights == smallest)
+    return inside[np.sort(np.concatenate([above, equal[: count - len(above)]]))]
 
 
-def _draw(weights: NDArray[np.float64], draw: float) -> int:
+def _fewest(values: NDArray[np.floating], wanted: float) -> tuple[int, float]:
+    """How many of the largest reach `wanted` in sum, all if none do, and the least of these.
+
+    A flat distribution's nucleus has 10,000s of tokens. So halves are set aside, by a pivot, that belong to it or not.
+    """
+    count = 0
+    while len(values) > 4 * _BLOCK:
+        pivot = np.sort(values[:: len(values) // 64])[32]
+        larger = values[values > pivot]
+        reached = float(larger.sum(dtype=np.float64))
+        rest = larger if reached >= wanted else values[values <= pivot]
+        if len(rest) == len(values):  # half of the values are the largest one
+            break
+        if reached < wanted:
+            wanted -= reached
+            count += len(larger)
+        values = rest
+    falling = np.sort(values)[::-1]
+    last = min(int(falling.cumsum(dtype=np.float64).searchsorted(wanted, side="left")), len(falling) - 1)
+    return count + last + 1, float(falling[last])
+
+
+def _draw(weights: NDArray[np.floating], draw: float) -> int:
     """The place where the running sum passes `draw` of the total; never one of weight 0.
 
-    `draw` is at most 1 - 2^-53, so draw * total is below the total even when rounded, and some sum is above it.
+    `draw` is at most 1 - 2^-53, so draw * total is below the total even when rounded, and some block's end is above it.
     """
-    sums = weights.cumsum()
-    return int(sums.searchsorted(draw * float(sums[-1]), side="right"))
+    starts = np.arange(0, len(weights), _BLOCK)
+    ends = np.add.reduceat(weights, starts, dtype=np.float64).cumsum()
+    wanted = draw * float(ends[-1])
+    block = int(ends.searchsorted(wanted, side="right"))
+    before = float(ends[block - 1]) if block else 0.0
+    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
+    place = int(inside.cumsum(dtype=np.float64).searchsorted(wanted - before, side="right"))
+    if place == len(inside):  # this sum was rounded otherwise than the block's
+        place = int(np.flatnonzero(inside)[-1])
+    return block * _BLOCK + place

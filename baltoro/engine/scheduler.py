@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from baltoro.engine.cache import Pages
+from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import Request
 from baltoro.engine.speculative import Drafter
 
 REPLAYED = 64  # generated tokens of one sequence in a step: each attends by itself, and has a list of all before it
+
+SCORED_TOKENS = 256  # of a prompt whose log-probabilities are wanted, in one step: K2's logits of these take 168 MB
 
 
 @dataclass(slots=True, eq=False)
@@ -32,7 +35,9 @@ class Sequence:
     request: Request
     tokens: list[int]  # the prompt and what was generated
     seed: int
+    penalties: Penalties | None = None
     cached: int = 0  # tokens whose latents lie in its pages
+    scored: int = 0  # positions of the prompt after which the next token's log-probability has been reported
     drafter: Drafter | None = None  # guesses what comes next
 
     @property
@@ -108,11 +113,13 @@ class Scheduler:
         return chunks
 
     def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
+        """Add its next chunk; returns what of the budget that takes."""
+        scores = sequence.request.prompt_logprobs is not None
         left = len(sequence.request.prompt) - sequence.cached
         most = left if left > 0 else min(len(sequence.tokens) - sequence.cached, REPLAYED)
-        count = min(budget, most)
+        count = min(SCORED_TOKENS if scores else budget, budget, most)
         chunks.append(Chunk(sequence, sequence.cached, sequence.cached + count))
-        return count
+        return budget if scores else count  # one such chunk a step: logits of two would take twice the memory
 
     def _grow(self, sequence: Sequence) -> bool:
         """A page for its newest token, from the youngest if need be; False when it was the youngest itself."""

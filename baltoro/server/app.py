@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,11 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.chat.messages import Json
 from baltoro.errors import BaltoroError, EngineError, ModelNotFound, RequestError
-from baltoro.server import completions, openai
+from baltoro.server import completions, openai, openai_writer
 from baltoro.server.body import BodyTooLarge, JsonRoute, explain
 
 if TYPE_CHECKING:
     from baltoro.llm import ChatModel
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +53,17 @@ class Served:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. However it ends, even before it began, `source` is closed and its request cancelled."""
+    """Server-sent events. However it ends, even before it began, `sources` are closed and their requests cancelled."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[str], source: AsyncGenerator[Any] | AsyncExitStack) -> None:
+    def __init__(self, events: AsyncGenerator[str], sources: AsyncExitStack) -> None:
         super().__init__(_errors_as_events(events), headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         self._events = events
-        self._source = source
+        self._sources = sources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._source), aclosing(self._events):
+        async with self._sources, aclosing(self._events):
             await super().__call__(scope, receive, send)
 
 
@@ -135,13 +138,14 @@ def create_app(served: Served) -> ASGIApp:
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: Annotated[openai.ChatBody, Body()]) -> Response:
         served.check(body.model)
-        deltas = served.llm.astream(openai.chat_request(body))
-        writer = openai.Writer(body.model, served.fingerprint)
-        if body.stream:
+        wanted = openai.chat_request(body)
+        writer = openai_writer.Writer(body.model, served.fingerprint, wanted.logprobs)
+        async with AsyncExitStack() as sources:
+            deltas = await _opened(sources, served.llm.astream_choices(wanted, body.n or 1))
+            if not body.stream:
+                return await while_connected(request, writer.whole(deltas))
             events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
-            return EventStream(events, deltas)
-        async with aclosing(deltas):
-            return await while_connected(request, writer.whole(deltas))
+            return EventStream(events, sources.pop_all())
 
     @router.post("/v1/completions")
     async def complete(request: Request, body: Annotated[completions.CompletionBody, Body()]) -> Response:
@@ -150,10 +154,11 @@ def create_app(served: Served) -> ASGIApp:
         prompt_ids = None
         if body.return_token_ids:
             prompt_ids = [served.llm.encode(p) if isinstance(p, str) else list(p) for p in (r.prompt for r in requests)]
-        writer = completions.Writer(body.model, served.fingerprint, prompt_ids)
+        n, scored = body.n or 1, body.logprobs is not None
+        writer = completions.Writer(body.model, served.fingerprint, prompt_ids, n=n, logprobs=scored)
         async with AsyncExitStack() as sources:
             pieces = [  # a refusal of the third closes the first two
-                await sources.enter_async_context(aclosing(served.llm.astream_completion(each))) for each in requests
+                piece for each in requests for piece in await _opened(sources, served.llm.astream_completions(each, n))
             ]
             if not body.stream:
                 return await while_connected(request, writer.whole(pieces))
@@ -162,6 +167,11 @@ def create_app(served: Served) -> ASGIApp:
 
     app.include_router(router)
     return RequestIds(app)
+
+
+async def _opened(stack: AsyncExitStack, sources: list[AsyncGenerator[Item]]) -> list[AsyncGenerator[Item]]:
+    """The same sources, which `stack` will close."""
+    return [await stack.enter_async_context(aclosing(source)) for source in sources]
 
 
 def _model_card(served: Served, name: str) -> dict[str, Json]:

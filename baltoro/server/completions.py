@@ -1,66 +1,47 @@
 """OpenAI's plain completions: a prompt in text or token ids goes on, without template, tools or grammar.
 
-Several prompts in one body run beside each other; choice i belongs to prompt i. `return_token_ids` is
-vLLM's: every choice then says which ids it read and made.
+Several prompts in one body run beside each other; choice i belongs to prompt i // n. `return_token_ids` is
+vLLM's: every choice then says which ids it read and made, and log-probabilities belong to these ids one by one.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Annotated, Any
 
 from pydantic import Field, ValidatorFunctionWrapHandler, field_validator
 from pydantic_core import PydanticCustomError, ValidationError
 
-from baltoro.chat.messages import CompletionRequest, Finished, FinishReason, Json, TokenDelta, Usage
-from baltoro.server.body import Strict, only
-from baltoro.server.openai import (
-    MaxTokens,
-    Seed,
-    Stop,
-    StreamOptions,
-    Temperature,
-    TopK,
-    TopP,
-    check_stream_options,
-    event,
-    stop_texts,
-    usage_json,
-)
+from baltoro.chat.messages import CompletionRequest, Echo, Finished, FinishReason, Json, Piece, TokenDelta, Usage
+from baltoro.choices import merge, usage
+from baltoro.errors import RequestError
+from baltoro.server.body import only
+from baltoro.server.openai import StreamOptions, check_stream_options, event, usage_json
+from baltoro.server.sampling import SamplingBody, TokenId, logprob, token_text, wishes
 
-TokenId = Annotated[int, Field(ge=0, lt=2**31)]
-Pieces = AsyncGenerator[TokenDelta | Finished]
 MAX_PROMPTS = 128
+MAX_ANSWERS = 1024  # over all prompts
+_Choice = dict[str, Json]
 
 
-class CompletionBody(Strict):
+class CompletionBody(SamplingBody):
     """What POST /v1/completions takes."""
 
     model: str
     prompt: str | list[TokenId] | list[str] | list[list[TokenId]]
-    max_tokens: MaxTokens = 16  # OpenAI's and vLLM's default
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    seed: Seed | None = None
-    stop: Stop | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=2**31)] = 16  # OpenAI's and vLLM's default
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None  # of so many likeliest tokens at every place
+    echo: bool | None = None  # the prompt stands before its completion; with max_tokens 0 alone
+    best_of: Annotated[int, Field(ge=1)] | None = None  # n, or left out: all answers are told
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     user: str | None = None
     # Honoured at these values alone.
-    n: Annotated[Json, only(1)] = None
-    best_of: Annotated[Json, only(1)] = None
-    echo: Annotated[Json, only(False)] = None
-    logprobs: Annotated[Json, only()] = None
     suffix: Annotated[Json, only()] = None
-    frequency_penalty: Annotated[Json, only(0)] = None
-    presence_penalty: Annotated[Json, only(0)] = None
-    logit_bias: Annotated[Json, only({})] = None
 
     @field_validator("prompt", mode="wrap")
     @classmethod
@@ -100,44 +81,39 @@ def as_prompts(prompt: str | Sequence[int] | Sequence[str] | Sequence[Sequence[i
 def completion_requests(body: CompletionBody) -> list[CompletionRequest]:
     """One request a prompt, in our own words."""
     check_stream_options(body.stream, body.stream_options)
-    wishes: dict[str, Any] = {
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
-        "seed": body.seed,
-    }
-    given = {name: value for name, value in wishes.items() if value is not None}
-    stop = stop_texts(body.stop)
+    n, prompts = body.n or 1, as_prompts(body.prompt)
+    if body.best_of is not None and body.best_of != n:
+        raise RequestError(
+            f"best_of is {body.best_of}, expected n, {n}: all answers are told",
+            param="best_of",
+            code="unsupported_value",
+        )
+    if n * len(prompts) > MAX_ANSWERS:
+        raise RequestError(
+            f"n is {n} for {len(prompts)} prompts, expected at most {MAX_ANSWERS} answers in all",
+            param="n",
+            code="invalid_value",
+        )
+    if body.max_tokens == 0 and not body.echo:
+        raise RequestError(
+            "max_tokens is 0: expected at least 1 without echo", param="max_tokens", code="invalid_value"
+        )
+    wanted = wishes(body, body.max_tokens)
     return [
-        CompletionRequest(prompt=prompt, max_tokens=body.max_tokens, stop=stop, **given)
-        for prompt in as_prompts(body.prompt)
+        CompletionRequest(prompt=prompt, echo=bool(body.echo), logprobs=body.logprobs, **wanted) for prompt in prompts
     ]
-
-
-async def merge(sources: Sequence[Pieces]) -> AsyncGenerator[tuple[int, TokenDelta | Finished]]:
-    """The pieces of all sources as they come, each with the index of its source."""
-    waiting = {asyncio.ensure_future(anext(source)): index for index, source in enumerate(sources)}
-    try:
-        while waiting:
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                index = waiting.pop(task)
-                piece = task.result()
-                if not isinstance(piece, Finished):
-                    waiting[asyncio.ensure_future(anext(sources[index]))] = index
-                yield index, piece
-    finally:
-        for task in waiting:
-            task.cancel()
-        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 class Writer:
     """Writes the answer of one body: whole, or as the events of a stream."""
 
-    def __init__(self, model: str, fingerprint: str, prompt_ids: list[list[int]] | None) -> None:
-        """`prompt_ids`: a list for each prompt where the client wants ids, else None."""
+    def __init__(
+        self, model: str, fingerprint: str, prompt_ids: list[list[int]] | None, *, n: int = 1, logprobs: bool = False
+    ) -> None:
+        """`prompt_ids`: a list for each prompt where the client wants ids, else None. `n`: answers to each prompt."""
         self.prompt_ids = prompt_ids
+        self.n = n
+        self.logprobs = logprobs
         self._envelope: dict[str, Json] = {
             "id": f"cmpl-{uuid.uuid4().hex}",
             "object": "text_completion",
@@ -146,53 +122,78 @@ class Writer:
             "system_fingerprint": fingerprint,
         }
 
-    def _choice(
-        self, index: int, text: str, reason: FinishReason | None, prompt_ids: list[int] | None, ids: list[int]
-    ) -> dict[str, Json]:
-        choice: dict[str, Json] = {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
-        return choice if self.prompt_ids is None else choice | {"prompt_token_ids": prompt_ids, "token_ids": ids}
+    def _choice(self, index: int, piece: Echo | TokenDelta, reason: FinishReason | None, *, first: bool) -> _Choice:
+        echoed = isinstance(piece, Echo)
+        tokens = piece.tokens if echoed else (piece,)
+        scores = [each for each in tokens if each.token is not None] if self.logprobs else []
+        choice: dict[str, Json] = {
+            "index": index,
+            "text": "".join(each.text for each in tokens),
+            "logprobs": _logprobs(scores) if scores else None,
+            "finish_reason": reason,
+        }
+        if self.prompt_ids is not None:
+            choice["prompt_token_ids"] = self.prompt_ids[index // self.n] if first else None
+            choice["token_ids"] = [] if echoed else [each.token for each in tokens if each.token is not None]
+        return choice
 
-    async def whole(self, sources: Sequence[Pieces]) -> dict[str, Json]:
-        texts = [""] * len(sources)
-        ids: list[list[int]] = [[] for _ in sources]
-        ends: dict[int, Finished] = {}
+    async def whole(self, sources: Sequence[AsyncGenerator[Piece]]) -> dict[str, Json]:
+        """sources: the first prompt's `n`, then the next one's"""
+        choices = [self._choice(index, _NOTHING, None, first=True) for index in range(len(sources))]
+        usages: dict[int, Usage] = {}
         async with aclosing(merge(sources)) as pieces:
             async for index, piece in pieces:
                 if isinstance(piece, Finished):
-                    ends[index] = piece
-                    continue
-                texts[index] += piece.text
-                if piece.token is not None:
-                    ids[index].append(piece.token)
-        prompts = self.prompt_ids or [None] * len(sources)
-        choices = [self._choice(i, texts[i], ends[i].reason, prompts[i], ids[i]) for i in range(len(sources))]
-        return self._envelope | {"choices": choices, "usage": _sum(end.usage for end in ends.values())}
-
-    async def events(self, sources: Sequence[Pieces], *, include_usage: bool) -> AsyncGenerator[str]:
-        untold = dict(enumerate(self.prompt_ids or []))  # prompts' ids, told with the first chunk of their choice
-        usages: list[Usage] = []
-        async with aclosing(merge(sources)) as pieces:
-            async for index, piece in pieces:
-                if isinstance(piece, Finished):
-                    usages.append(piece.usage)
-                    choice = self._choice(index, "", piece.reason, untold.pop(index, None), [])
-                elif piece.text or self.prompt_ids is not None:
-                    ids = [] if piece.token is None else [piece.token]
-                    choice = self._choice(index, piece.text, None, untold.pop(index, None), ids)
+                    choices[index]["finish_reason"] = piece.reason
+                    usages[index] = piece.usage
                 else:
+                    _extend(choices[index], self._choice(index, piece, None, first=False))
+        return self._envelope | {"choices": choices, "usage": self._usage(usages)}
+
+    async def events(self, sources: Sequence[AsyncGenerator[Piece]], *, include_usage: bool) -> AsyncGenerator[str]:
+        begun: set[int] = set()  # prompts' ids are told with the first chunk of their choice
+        usages: dict[int, Usage] = {}
+        async with aclosing(merge(sources)) as pieces:
+            async for index, piece in pieces:
+                reason = None
+                if isinstance(piece, Finished):
+                    usages[index] = piece.usage
+                    piece, reason = _NOTHING, piece.reason
+                elif isinstance(piece, TokenDelta) and not (piece.text or piece.likelihoods or self.prompt_ids):
                     continue
+                choice = self._choice(index, piece, reason, first=index not in begun)
+                begun.add(index)
                 yield event(self._envelope | {"choices": [choice]} | ({"usage": None} if include_usage else {}))
         if include_usage:
-            yield event(self._envelope | {"choices": [], "usage": _sum(usages)})
+            yield event(self._envelope | {"choices": [], "usage": self._usage(usages)})
         yield "data: [DONE]\n\n"
 
+    def _usage(self, usages: dict[int, Usage]) -> dict[str, Json]:
+        return usage_json(usage([usages[index] for index in range(len(usages))], self.n))
 
-def _sum(usages: Iterable[Usage]) -> dict[str, Json]:
-    each = list(usages)
-    return usage_json(
-        Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in each),
-            completion_tokens=sum(usage.completion_tokens for usage in each),
-            cached_tokens=sum(usage.cached_tokens for usage in each),
-        )
-    )
+
+_NOTHING = TokenDelta(None, "")
+
+
+def _extend(choice: _Choice, piece: _Choice) -> None:
+    choice["text"] += piece["text"]
+    if choice["logprobs"] is None:
+        choice["logprobs"] = piece["logprobs"]
+    elif piece["logprobs"] is not None:
+        for name, values in piece["logprobs"].items():
+            choice["logprobs"][name] += values
+    if "token_ids" in choice:
+        choice["token_ids"] += piece["token_ids"]
+
+
+def _logprobs(tokens: Sequence[TokenDelta]) -> dict[str, list[Json]]:
+    """The legacy form: four lists, an entry a token; null where a prompt's first token has no probability."""
+    told = [(each, each.likelihoods) for each in tokens]
+    return {
+        "tokens": [each.text if scores is None else token_text(scores.chosen) for each, scores in told],
+        "token_logprobs": [None if scores is None else logprob(scores.chosen) for _, scores in told],
+        "top_logprobs": [
+            None if scores is None else {token_text(each): logprob(each) for each in scores.top} for _, scores in told
+        ],
+        "text_offset": [each.offset for each in tokens],
+    }

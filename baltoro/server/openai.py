@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: body -> ChatRequest, Deltas -> one JSON object or server-sent events.
+"""OpenAI's chat completions: body -> ChatRequest, and the small forms of its answers.
 
 A field that we cannot honour is refused by name, never accepted and ignored; what changes nothing
 about the answer (user, metadata, cache hints) is accepted.
@@ -8,23 +8,15 @@ Source: platform.openai.com/docs/api-reference/chat; tests read the official cli
 from __future__ import annotations
 
 import json
-import time
-import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Tag, TypeAdapter, ValidationError, model_validator
 
 from baltoro.chat.messages import (
-    ArgumentsDelta,
-    CallBegun,
-    CallEnded,
     ChatRequest,
-    Delta,
-    Finished,
     Json,
     Message,
-    TextDelta,
     Tool,
     ToolCall,
     ToolChoice,
@@ -32,18 +24,9 @@ from baltoro.chat.messages import (
 )
 from baltoro.errors import RequestError
 from baltoro.server.body import Strict, by_type, explain, only
+from baltoro.server.sampling import MaxTokens, SamplingBody, wishes
 
-Temperature = Annotated[float, Field(ge=0, le=2)]
-TopP = Annotated[float, Field(gt=0, le=1)]
-TopK = Annotated[int, Field(ge=0, le=2**31)]  # vLLM's and SGLang's extension; 0: no limit
-Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-MaxTokens = Annotated[int, Field(ge=1, le=2**31)]
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-StopText = Annotated[str, Field(min_length=1)]
-Stop = Annotated[
-    Annotated[StopText, Tag("str")] | Annotated[list[StopText], Field(max_length=4), Tag("list")],
-    by_type("a string or a list of at most 4 strings"),
-]
 
 
 class TextPart(Strict):
@@ -127,7 +110,7 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[Json, only(False)] = None
 
 
-class ChatBody(Strict):
+class ChatBody(SamplingBody):
     """What POST /v1/chat/completions takes."""
 
     model: str
@@ -137,11 +120,8 @@ class ChatBody(Strict):
     parallel_tool_calls: bool | None = None
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    seed: Seed | None = None
-    stop: Stop | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # of the likeliest tokens at every place
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     # Accepted, because the answer does not depend on them.
@@ -152,12 +132,6 @@ class ChatBody(Strict):
     prompt_cache_options: dict[str, Json] | None = None
     prompt_cache_retention: str | None = None
     # Honoured at these values alone.
-    n: Annotated[Json, only(1)] = None
-    frequency_penalty: Annotated[Json, only(0)] = None
-    presence_penalty: Annotated[Json, only(0)] = None
-    logit_bias: Annotated[Json, only({})] = None
-    logprobs: Annotated[Json, only(False)] = None
-    top_logprobs: Annotated[Json, only(0)] = None
     response_format: Annotated[Json, only({"type": "text"})] = None
     modalities: Annotated[Json, only(["text"])] = None
     audio: Annotated[Json, only()] = None
@@ -177,27 +151,18 @@ class ChatBody(Strict):
 
 def chat_request(body: ChatBody) -> ChatRequest:
     """The request in our own words; raises RequestError where fields contradict each other."""
-    given: dict[str, Any] = {
-        "max_tokens": _max_tokens(body),
-        "temperature": body.temperature,
-        "top_p": body.top_p,
-        "top_k": body.top_k,
-        "seed": body.seed,
-        "parallel_tool_calls": body.parallel_tool_calls,
-    }
     tools = _tools(body.tools or [])
     check_stream_options(body.stream, body.stream_options)
+    if body.top_logprobs and not body.logprobs:
+        raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
     return ChatRequest(
         messages=tuple(_message(message, f"messages[{at}]") for at, message in enumerate(body.messages)),
         tools=tools,
         tool_choice=_tool_choice(body.tool_choice, tools),
-        stop=stop_texts(body.stop),
-        **{name: value for name, value in given.items() if value is not None},
+        parallel_tool_calls=body.parallel_tool_calls is not False,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        **wishes(body, _max_tokens(body)),
     )
-
-
-def stop_texts(stop: str | list[str] | None) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
 
 
 def check_stream_options(stream: bool | None, options: StreamOptions | None) -> None:
@@ -279,7 +244,7 @@ def _tool_choice(choice: str | NamedChoice | None, tools: tuple[Tool, ...]) -> T
     return ToolChoice(mode="none" if choice == "none" else "auto")
 
 
-# ---------------------------------------------------------------------------------------------- Deltas -> JSON
+# ---------------------------------------------------------------------------------------------- words -> JSON
 
 
 def usage_json(usage: Usage) -> dict[str, Json]:
@@ -289,82 +254,6 @@ def usage_json(usage: Usage) -> dict[str, Json]:
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
-
-
-class Writer:
-    """Writes one answer: whole, or as the events of a stream. Both say the same when a client folds the stream."""
-
-    def __init__(self, model: str, fingerprint: str) -> None:
-        self.id = f"chatcmpl-{uuid.uuid4().hex}"
-        self.created = int(time.time())
-        self.model = model
-        self.fingerprint = fingerprint
-
-    def _envelope(self, kind: str, choices: list[Json]) -> dict[str, Json]:
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.fingerprint,
-            "choices": choices,
-        }
-
-    async def whole(self, deltas: AsyncIterator[Delta]) -> dict[str, Json]:
-        text: list[str] = []
-        calls: list[dict[str, Json]] = []
-        async for delta in deltas:
-            match delta:
-                case TextDelta():
-                    text.append(delta.text)
-                case CallBegun():
-                    calls.append(
-                        {"id": delta.id, "type": "function", "function": {"name": delta.name, "arguments": ""}}
-                    )
-                case ArgumentsDelta():
-                    calls[delta.index]["function"]["arguments"] += delta.text
-                case CallEnded():
-                    pass
-                case Finished():
-                    message: dict[str, Json] = {"role": "assistant", "content": "".join(text), "refusal": None}
-                    if calls:
-                        message |= {"content": message["content"] or None, "tool_calls": calls}
-                    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": delta.reason}
-                    return self._envelope("chat.completion", [choice]) | {"usage": usage_json(delta.usage)}
-        raise AssertionError("a stream of Deltas ends with Finished")
-
-    async def events(self, deltas: AsyncIterator[Delta], *, include_usage: bool) -> AsyncGenerator[str]:
-        begun = False
-        async for delta in deltas:
-            piece: dict[str, Json] = {}
-            match delta:
-                case TextDelta():
-                    piece = {"content": delta.text}
-                case CallBegun():
-                    function: dict[str, Json] = {"name": delta.name, "arguments": ""}
-                    piece = {
-                        "tool_calls": [{"index": delta.index, "id": delta.id, "type": "function", "function": function}]
-                    }
-                case ArgumentsDelta():
-                    piece = {"tool_calls": [{"index": delta.index, "function": {"arguments": delta.text}}]}
-                case CallEnded():
-                    continue
-                case Finished():
-                    pass
-            if not begun:  # OpenAI's first chunk: the role, and null content where the answer starts with a call
-                begun = True
-                first = {"role": "assistant", "content": None if isinstance(delta, CallBegun) else "", "refusal": None}
-                yield self._event(first, None, include_usage)
-            yield self._event(piece, delta.reason if isinstance(delta, Finished) else None, include_usage)
-            if isinstance(delta, Finished) and include_usage:
-                last = self._envelope("chat.completion.chunk", []) | {"usage": usage_json(delta.usage)}
-                yield event(last)
-        yield "data: [DONE]\n\n"
-
-    def _event(self, piece: dict[str, Json], finish_reason: str | None, include_usage: bool) -> str:
-        choice = {"index": 0, "delta": piece, "logprobs": None, "finish_reason": finish_reason}
-        chunk = self._envelope("chat.completion.chunk", [choice])
-        return event(chunk | {"usage": None} if include_usage else chunk)
 
 
 def event(data: Json) -> str:

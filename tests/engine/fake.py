@@ -18,6 +18,7 @@ from torch import Tensor
 from baltoro.config import ModelConfig
 from baltoro.engine import sampler
 from baltoro.engine.engine import EngineConfig
+from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import FinishReason, Request, SamplingParams, Step
 from baltoro.model.batch import Batch, LatentCache
 
@@ -132,10 +133,15 @@ def request(prompt: list[int], *, constraint: object = None, **sampling: object)
 def expected(prompt: list[int], sampling: SamplingParams, *, max_context: int = 1000) -> list[int]:
     """What a request must say: the history in a plain list, one token at a time, no engine."""
     history = list(prompt)
+    chooser = sampler.Sampler(VOCAB)
     while True:
         index = len(history) - len(prompt)
         draw = sampler.uniform(sampling.seed or 0, index)
-        token = sampler.choose(logits_after(history), sampling, mask=None, draw=draw)
+        penalties = Penalties(sampling, prompt)
+        for token in history[len(prompt) :]:
+            penalties.advance(token)
+        avoid = sampling.stop_token_ids if index < sampling.min_tokens else ()
+        token = chooser.choose(logits_after(history), sampling, mask=None, draw=draw, penalties=penalties, avoid=avoid)
         history.append(token)
         if token in sampling.stop_token_ids or index + 1 == sampling.max_tokens or len(history) == max_context:
             return history[len(prompt) :]

@@ -39,6 +39,10 @@ def mixed_requests(count, seed=0):
                 top_p=chance.choice([1.0, 0.9]),
                 top_k=chance.choice([0, 10]),
                 seed=index,
+                min_p=chance.choice([0.0, 0.0, 0.1]),
+                repetition_penalty=chance.choice([1.0, 1.0, 1.3]),
+                frequency_penalty=chance.choice([0.0, 0.0, 0.5]),
+                logit_bias=chance.choice([{}, {}, {7: 2.0}]),
                 stop_token_ids=frozenset(chance.sample(range(fake.VOCAB), chance.choice([0, 2]))),
             )
         )
@@ -114,6 +118,15 @@ def test_the_stop_token_is_reported_with_the_end():
     assert listener.finish is FinishReason.STOP
 
 
+def test_no_stop_token_comes_before_min_tokens():
+    req, _ = request([3, 1, 4], max_tokens=50)
+    stop = frozenset(expected([3, 1, 4], req.sampling)[:6])
+    req, listener = request([3, 1, 4], max_tokens=50, stop_token_ids=stop, min_tokens=10)
+    run_all([(req, listener)], engine_config())
+    assert listener.tokens == expected([3, 1, 4], req.sampling)
+    assert not stop & set(listener.tokens[:10])
+
+
 def test_a_full_context_ends_with_length_and_one_token_more_is_refused():
     config = engine_config(max_context=16)
     fits, listener = request([5] * 15, max_tokens=10)
@@ -139,12 +152,19 @@ def test_a_context_as_large_as_the_cache_is_used_to_the_last_position():
 
 
 @pytest.mark.parametrize(
-    "prompt, stop, match", [([], (), "empty"), ([1, 50], (), "id 50"), ([-1], (), "id -1"), ([1], (50,), "id 50")]
+    "prompt, wishes, match",
+    [
+        ([], {}, "empty"),
+        ([1, 50], {}, "id 50"),
+        ([-1], {}, "id -1"),
+        ([1], {"stop_token_ids": frozenset([50])}, "stop_token_ids.* id 50"),
+        ([1], {"logit_bias": {3: 1.0, 51: 1.0}}, "logit_bias.* id 51"),
+    ],
 )
-def test_what_the_model_cannot_read_is_refused_at_submit(prompt, stop, match):
+def test_what_the_model_cannot_read_is_refused_at_submit(prompt, wishes, match):
     with Engine(HashModel(), engine_config()) as engine:
         with pytest.raises(RequestError, match=match):
-            engine.submit(request(prompt, stop_token_ids=frozenset(stop))[0])
+            engine.submit(request(prompt, **wishes)[0])
         req, listener = request([1, 2])
         engine.submit(req)
         assert listener.wait().tokens == expected(req.prompt, req.sampling)

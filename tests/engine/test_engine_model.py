@@ -36,7 +36,7 @@ def spoken(model):
                 logits = model(Batch.of([history]))[-1].numpy()
                 params = request(prompt, **sampling)[0].sampling
                 draw = sampler.uniform(index, step)
-                history.append(sampler.choose(logits, params, mask=None, draw=draw))
+                history.append(sampler.Sampler(len(logits)).choose(logits, params, mask=None, draw=draw))
         wishes.append((prompt, sampling, history[len(prompt) :]))
     return wishes
 

@@ -5,10 +5,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from baltoro.engine import sampler
+from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import SamplingParams
 from baltoro.errors import EngineError, RequestError
 
@@ -17,18 +18,36 @@ def params(**changes):
     return SamplingParams(**({"max_tokens": 1} | changes))
 
 
-def choose(logits, sampling, *, mask=None, draw=0.0):
+def choose(logits, sampling, *, mask=None, draw=0.0, **more):
     allowed = None if mask is None else np.asarray(mask)
-    return sampler.choose(np.asarray(logits, dtype=np.float32), sampling, mask=allowed, draw=draw)
+    row = np.asarray(logits, dtype=np.float32)
+    return sampler.Sampler(len(row)).choose(row, sampling, mask=allowed, draw=draw, **more)
 
 
-def oracle(logits, sampling, mask):
-    """Probabilities by the textbook, with python floats and one full sort: id -> probability."""
+def changed(logits, sampling, prompt, output):
+    """Bias and penalties by their definitions, one id after the other."""
+    told = []
+    for i, logit in enumerate(logits):
+        logit += sampling.logit_bias.get(i, 0.0)
+        if i in prompt or i in output:
+            logit = logit / sampling.repetition_penalty if logit > 0 else logit * sampling.repetition_penalty
+        if i in output:
+            logit -= sampling.presence_penalty + sampling.frequency_penalty * output.count(i)
+        told.append(logit)
+    return told
+
+
+def oracle(logits, sampling, mask, prompt=(), output=(), avoid=()):
+    """Probabilities by the textbook, with python floats and full sorts: id -> probability."""
+    logits = changed(logits, sampling, list(prompt), list(output))
     alive = [i for i in range(len(logits)) if mask is None or mask[i]]
+    alive = [i for i in alive if i not in avoid] or alive
     alive.sort(key=lambda i: (-logits[i], i))
     if sampling.temperature == 0:
         return {alive[0]: 1.0}
     weights = {i: math.exp((logits[i] - logits[alive[0]]) / sampling.temperature) for i in alive}
+    total = math.fsum(weights.values())
+    alive = [i for i in alive if weights[i] / total >= sampling.min_p * weights[alive[0]] / total]
     if sampling.top_k:
         alive = alive[: sampling.top_k]
     total = math.fsum(weights[i] for i in alive)
@@ -42,25 +61,153 @@ def oracle(logits, sampling, mask):
     return {i: weights[i] / total for i in kept if weights[i] > 0}
 
 
+def close_calls(logits, sampling, mask, prompt, output, avoid):
+    """Whether rounding to float32 may decide who is kept: probabilities nearly equal to a limit or to each other."""
+    logits = changed(logits, sampling, prompt, output)
+    alive = sorted(logits[i] for i in range(len(logits)) if (mask is None or mask[i]) and i not in avoid)
+    if any(0 < high - low < 1e-4 for low, high in zip(alive, alive[1:], strict=False)):
+        return True
+    if sampling.min_p and sampling.temperature and alive:
+        least = alive[-1] + sampling.temperature * math.log(sampling.min_p)
+        return any(abs(logit - least) < 1e-4 for logit in alive)
+    return False
+
+
+SIZE = 24
+IDS = st.integers(0, SIZE - 1)
+
+
 @given(
-    logits=st.lists(st.floats(-20, 20, width=16), min_size=2, max_size=30),
-    temperature=st.sampled_from([0.0, 0.3, 1.0, 2.0]),
-    top_k=st.sampled_from([0, 1, 2, 5, 100]),
-    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.013]),
-    data=st.data(),
+    logits=st.lists(st.floats(-20, 20, width=16), min_size=SIZE, max_size=SIZE),
+    prompt=st.lists(IDS, max_size=12),
+    output=st.lists(IDS, max_size=100),
+    repetition=st.sampled_from([1.0, 1.3, 0.7]),
+    presence=st.sampled_from([0.0, 1.1, -0.9]),
+    frequency=st.sampled_from([0.0, 0.6, -0.4]),
+    bias=st.dictionaries(IDS, st.floats(-100, 100), max_size=4),
 )
-@settings(max_examples=80, deadline=None)
-def test_draws_spread_over_tokens_as_the_textbook_says(logits, temperature, top_k, top_p, data):
-    sampling = params(temperature=temperature, top_k=top_k, top_p=top_p)
-    mask = data.draw(st.none() | st.lists(st.booleans(), min_size=len(logits), max_size=len(logits)))
-    if mask is not None and not any(mask):
-        mask[0] = True
+@settings(max_examples=100, deadline=None)
+def test_penalties_and_bias_change_every_logit_as_defined(
+    logits, prompt, output, repetition, presence, frequency, bias
+):
+    sampling = params(
+        repetition_penalty=repetition, presence_penalty=presence, frequency_penalty=frequency, logit_bias=bias
+    )
+    penalties = Penalties(sampling, prompt)
+    for token in output:
+        penalties.advance(token)
+    row = np.asarray(logits, np.float32)
+    penalties.apply(row)
+    assert row == pytest.approx(changed(logits, sampling, prompt, output), rel=1e-5, abs=1e-4)  # float32 twice
+
+
+@given(
+    logits=st.lists(st.floats(-20, 20, width=16), min_size=SIZE, max_size=SIZE),
+    mask=st.none() | st.lists(st.booleans(), min_size=SIZE, max_size=SIZE).filter(any),
+    prompt=st.lists(IDS, min_size=1, max_size=12),
+    output=st.lists(IDS, max_size=12),
+    avoid=st.frozensets(IDS, max_size=3),
+    sampling=st.fixed_dictionaries(
+        {
+            "temperature": st.sampled_from([0.0, 0.3, 1.0, 2.0]),
+            "top_k": st.sampled_from([0, 0, 1, 2, 5, 100]),
+            "top_p": st.sampled_from([1.0, 0.95, 0.5, 0.013]),
+            "min_p": st.sampled_from([0.0, 0.0, 0.02, 0.3, 1.0]),
+            "repetition_penalty": st.sampled_from([1.0, 1.3, 0.7]),
+            "presence_penalty": st.sampled_from([0.0, 1.1, -0.9]),
+            "frequency_penalty": st.sampled_from([0.0, 0.6, -0.4]),
+            "logit_bias": st.dictionaries(IDS, st.sampled_from([-100.0, -3.3, 0.7, 5.2, 100.0]), max_size=4),
+        }
+    ),
+)
+@settings(max_examples=120, deadline=None)
+def test_the_whole_chain_draws_as_the_definitions_say(logits, mask, prompt, output, avoid, sampling):
+    sampling = params(**sampling)
+    assume(not close_calls(logits, sampling, mask, prompt, output, avoid))
+    penalties = Penalties.of(sampling, prompt)
+    for token in output if penalties else ():
+        penalties.advance(token)
+    row = np.asarray(logits, np.float32)
+    chooser = sampler.Sampler(SIZE)
+    allowed = None if mask is None else np.asarray(mask)
     draws = 150
-    seen = Counter(choose(logits, sampling, mask=mask, draw=(i + 0.5) / draws) for i in range(draws))
-    truth = oracle(logits, sampling, mask)
+    seen = Counter(
+        chooser.choose(row, sampling, mask=allowed, draw=(i + 0.5) / draws, penalties=penalties, avoid=avoid)
+        for i in range(draws)
+    )
+    truth = oracle(logits, sampling, mask, prompt, output, avoid)
     for token in truth.keys() | seen.keys():
-        # A grid of n draws meets an interval of length p between n p - 1 and n p + 1 times.
-        assert abs(seen[token] - draws * truth.get(token, 0.0)) <= 1 + 1e-6
+        # A grid of n draws meets an interval of length p between n p - 1 and n p + 1 times. A top-p that is met to the
+        # last bit keeps a token more or less, but such a token is not drawn more often than that.
+        assert abs(seen[token] - draws * truth.get(token, 0.0)) <= 1 + 1e-3
+    assert row.tolist() == np.asarray(logits, np.float32).tolist(), "the model's logits are for others too"
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {},
+        {"temperature": 0.9, "top_p": 0.9},
+        {"temperature": 1.5, "top_k": 40, "min_p": 0.05},
+        {
+            "repetition_penalty": 1.4,
+            "presence_penalty": 0.5,
+            "frequency_penalty": 0.3,
+            "logit_bias": {3: 4.0, 700: 3.0},
+        },
+    ],
+    ids=["plain", "top-p", "top-k and min-p", "penalties and bias"],
+)
+def test_seeds_and_indices_draw_from_the_distribution(wishes):
+    """Pearson's chi-square over 4,000 tokens, bins of at least 20; the seeds are fixed, so it holds always or never."""
+    sampling = params(**({"temperature": 1.0} | wishes))
+    logits = np.random.default_rng(1).normal(0, 2, 1500).astype(np.float32)
+    prompt, output = list(range(0, 1500, 7)), [3, 3, 3, 14, 700]
+    penalties = Penalties(sampling, prompt)
+    for token in output:
+        penalties.advance(token)
+    chooser = sampler.Sampler(len(logits))
+    seen = Counter(
+        chooser.choose(logits, sampling, mask=None, draw=sampler.uniform(seed, index), penalties=penalties)
+        for seed in range(200)
+        for index in range(20)
+    )
+    truth = oracle(logits.tolist(), sampling, None, prompt, output)
+    assert seen.keys() <= truth.keys()
+    bins = [(seen[token], 4000 * p) for token, p in truth.items() if 4000 * p >= 20]
+    bins.append((4000 - sum(n for n, _ in bins), 4000 - sum(e for _, e in bins)))
+    freedom = len(bins) - 1
+    distance = sum((n - e) ** 2 / e for n, e in bins if e > 1)
+    # Wilson and Hilferty's approximation of the quantile 0.999.
+    assert freedom > 5
+    assert distance < freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
+
+
+def test_stop_tokens_that_must_wait_come_only_where_nothing_else_may():
+    logits = [9.0, 1.0, 2.0]
+    assert choose(logits, params(), avoid={0}) == 2
+    assert choose(logits, params(), avoid={0}, mask=[True, True, False]) == 1
+    assert choose(logits, params(), avoid={0}, mask=[True, False, False]) == 0
+
+
+def test_the_largest_are_found_among_many_blocks_with_ties_as_a_sort_finds_them():
+    chance = np.random.default_rng(3)
+    for size, count in ((1, 1), (511, 20), (5000, 3), (5000, 60), (5000, 5000), (163_840, 20)):
+        values = chance.integers(0, 300, size).astype(np.float32)
+        values[chance.integers(0, size, size // 4)] = -np.inf
+        truth = sorted(np.lexsort((np.arange(size), -values))[:count].tolist())
+        assert sampler.largest(values, count).tolist() == truth
+
+
+def test_choices_have_seeds_of_their_own_and_the_first_has_the_request_s():
+    seeds = {seed: [sampler.choice_seed(seed, choice) for choice in range(128)] for seed in (-(2**63), -1, 0, 1, 2**62)}
+    for seed, derived in seeds.items():
+        assert derived[0] == seed
+        assert all(0 <= each < 2**64 for each in derived[1:])
+    everyone = [each for derived in seeds.values() for each in derived]
+    assert len(set(everyone)) == len(everyone)
+    values = np.array([[sampler.uniform(each, index) for index in range(50)] for each in everyone])
+    assert abs(np.corrcoef(values[:-1].ravel(), values[1:].ravel())[0, 1]) < 0.03  # 1 / sqrt(n) is 0.006
 
 
 def test_greedy_takes_the_lowest_id_among_equals():
@@ -82,7 +229,7 @@ def test_no_draw_and_no_temperature_leaves_the_mask_or_picks_the_impossible(draw
     mask = np.ones(1000, dtype=bool)
     mask[:5] = False
     for top_p in (1.0, 0.9):
-        token = sampler.choose(logits, params(temperature=temperature, top_p=top_p), mask=mask, draw=draw)
+        token = choose(logits, params(temperature=temperature, top_p=top_p), mask=mask, draw=draw)
         assert 8 <= token < 990
 
 
@@ -96,10 +243,26 @@ def test_a_nucleus_found_without_sorting_the_vocabulary_equals_the_full_sort():
     logits = np.random.default_rng(0).normal(0, 3, 20_000).astype(np.float32)
     sampling = params(temperature=0.8, top_p=0.9)
     truth = oracle(logits.tolist(), sampling, None)
-    seen = {sampler.choose(logits, sampling, mask=None, draw=(i + 0.5) / 500) for i in range(500)}
+    seen = {choose(logits, sampling, draw=(i + 0.5) / 500) for i in range(500)}
     likely = {token for token, probability in truth.items() if probability > 1 / 500}
     assert likely <= seen <= set(truth)
     assert 10 < len(likely) < len(truth) < 2_000  # neither trivial nor flat
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.0, 0.3, 3.0])
+def test_a_nucleus_of_any_size_has_the_tokens_of_the_full_sort(top_p, spread):
+    """Powers of two divided finely: sums are exact in float64, so the border is sharp; many are equal."""
+    chance = np.random.default_rng(7)
+    weights = np.exp2(np.round(chance.normal(0, spread, 30_000) * 4) / 4 - 3).astype(np.float32)
+    weights = np.round(weights * 2**20) / 2**20
+    total = math.fsum(weights.tolist())
+    order = np.lexsort((np.arange(len(weights)), -weights))
+    kept, reached = 0, 0.0
+    while reached < top_p * total:
+        reached += float(weights[order[kept]])
+        kept += 1
+    assert sampler._nucleus(weights, top_p).tolist() == sorted(order[:kept].tolist())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -135,6 +298,10 @@ def test_uniform_depends_on_seed_and_index_alone_and_is_uniform():
     [
         *[("max_tokens", 0), ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf)],
         *[("top_p", 0.0), ("top_p", 1.1), ("top_p", math.nan), ("top_k", -1)],
+        *[("min_p", -0.1), ("min_p", 1.1), ("min_p", math.nan), ("min_tokens", -1), ("min_tokens", 2)],
+        *[("repetition_penalty", 0.0), ("repetition_penalty", math.nan), ("presence_penalty", math.inf)],
+        *[("frequency_penalty", math.nan), ("logit_bias", {3: math.nan}), ("logprobs", -1)],
+        *[("seed", 2**64), ("seed", -(2**63) - 1)],
     ],
 )
 def test_sampling_that_means_nothing_is_refused_with_its_name(field, value):

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
-from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, TextDelta, TokenDelta, Usage
+from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Piece, TextDelta, Usage
 from baltoro.errors import ContextError
 
 USAGE = Usage(prompt_tokens=11, completion_tokens=4, cached_tokens=2)
@@ -42,18 +42,21 @@ class Script:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def astream_completion(self, request: CompletionRequest) -> AsyncGenerator[TokenDelta | Finished]:
+    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
         """One token an item of `deltas`; a prompt that starts with 0 is too long."""
         if list(request.prompt)[:1] == [0]:
             raise ContextError("too long", param="prompt", code="context_length_exceeded")
         self.completions.append(request)
-        return self._play()
+        return [self._play() for _ in range(n)]
 
-    def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
+    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
-        return self._play()
+        return [self._play() for _ in range(n)]
+
+    def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
+        return self.astream_choices(request, 1)[0]
 
     async def _play(self) -> AsyncGenerator[Any]:
         try:

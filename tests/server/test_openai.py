@@ -205,11 +205,25 @@ def test_what_sampling_asks_for_reaches_the_model(server: Address, script: Scrip
         "stop": "\n",
         "max_completion_tokens": 9,
         "parallel_tool_calls": False,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "presence_penalty": -1,
+        "frequency_penalty": 0.5,
+        "logit_bias": {"5": -100, "0": 1.5},
+        "stop_token_ids": [3, 4],
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "logprobs": True,
+        "top_logprobs": 7,
     }
     assert server.http.post("/v1/chat/completions", json={"model": "tiny", "messages": HI, **body}).status_code == 200
     (request,) = script.requests
     assert (request.temperature, request.top_p, request.top_k, request.seed) == (0, 0.5, 20, -7)
     assert (request.stop, request.max_tokens, request.parallel_tool_calls) == (("\n",), 9, False)
+    assert (request.min_p, request.repetition_penalty, request.min_tokens) == (0.1, 1.1, 2)
+    assert (request.presence_penalty, request.frequency_penalty) == (-1, 0.5)
+    assert (request.logit_bias, request.stop_token_ids) == ({5: -100, 0: 1.5}, {3, 4})
+    assert (request.ignore_eos, request.logprobs) == (True, 7)
 
 
 def test_a_developer_speaks_as_system_and_objects_may_be_arguments(server: Address, script: Script) -> None:
@@ -275,9 +289,9 @@ def test_every_field_of_openai_s_api_is_known_here(server: Address) -> None:
 USER = {"role": "user", "content": "Hi"}
 NAMELESS = {"type": "function", "function": {"name": "not a name"}}
 REFUSED = [
-    ({"n": 0}, "n", "only 1"),
-    ({"n": 2}, "n", "only 1"),
-    ({"n": True}, "n", "only 1"),
+    ({"n": 0}, "n", "greater than or equal to 1"),
+    ({"n": 129}, "n", "less than or equal to 128"),
+    ({"n": True}, "n", "integer"),
     ({"temperature": 9}, "temperature", "less than or equal to 2"),
     ({"temperature": -0.1}, "temperature", "greater than or equal to 0"),
     ({"temperature": "1"}, "temperature", '"1"'),
@@ -295,11 +309,26 @@ REFUSED = [
     ({"stop": 3}, "stop", "expected a string or a list"),
     ({"stream": "yes"}, "stream", "boolean"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "needs stream"),
-    ({"logprobs": True}, "logprobs", "not supported"),
-    ({"top_logprobs": 3}, "top_logprobs", "not supported"),
-    ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported"),
-    ({"presence_penalty": -1}, "presence_penalty", "not supported"),
-    ({"logit_bias": {"5": 1}}, "logit_bias", "not supported"),
+    ({"seed": -(2**63) - 1}, "seed", "greater than"),
+    ({"logprobs": 2}, "logprobs", "boolean"),
+    ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "less than or equal to 20"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
+    ({"presence_penalty": -3}, "presence_penalty", "greater than or equal to -2"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "greater than or equal to 0.01"),
+    ({"min_p": 1.5}, "min_p", "less than or equal to 1"),
+    ({"min_tokens": -1}, "min_tokens", "greater than or equal to 0"),
+    ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "at most max_tokens, 8"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "'x' is no token id"),
+    ({"logit_bias": {"05": 1}}, "logit_bias", "'05' is no token id"),
+    ({"logit_bias": {"5": 101}}, "logit_bias", "token 5: expected a number from -100 to 100"),
+    ({"logit_bias": {"5": True}}, "logit_bias", "token 5: expected a number"),
+    ({"logit_bias": {str(i): 1 for i in range(301)}}, "logit_bias", "at most 300"),
+    ({"logit_bias": [1]}, "logit_bias", "dictionary"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids[0]", "greater than or equal to 0"),
+    ({"ignore_eos": 1}, "ignore_eos", "boolean"),
+    ({"include_stop_str_in_output": True}, "include_stop_str_in_output", "not supported"),
+    ({"echo": True}, "echo", "unknown field"),
     ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
     ({"audio": {"voice": "alloy", "format": "wav"}}, "audio", "not supported"),
@@ -364,8 +393,8 @@ def test_openai_s_client_raises_its_own_exceptions(server: Address, script: Scri
     assert not_found.value.code == "model_not_found"
     assert "tiny" in not_found.value.message
     with pytest.raises(openai.BadRequestError) as bad:
-        server.openai.chat.completions.create(model="tiny", messages=HI, n=3)
-    assert (bad.value.param, bad.value.code) == ("n", "unsupported_value")
+        server.openai.chat.completions.create(model="tiny", messages=HI, store=True)
+    assert (bad.value.param, bad.value.code) == ("store", "unsupported_value")
     script.refusal = ContextError("5000 tokens", param="messages", code="context_length_exceeded")
     with pytest.raises(openai.BadRequestError) as long:
         server.openai.chat.completions.create(model="tiny", messages=HI, stream=True)
