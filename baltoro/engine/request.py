@@ -65,6 +65,7 @@ class Step:
     token: int | None
     finish: FinishReason | None = None
     error: BaseException | None = None
+    cached_tokens: int = 0  # of the prompt, that were not computed for it
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
