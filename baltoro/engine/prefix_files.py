@@ -18,6 +18,7 @@ import logging
 import os
 import struct
 import threading
+import time
 import zlib
 from array import array
 from collections import Counter
@@ -113,6 +114,7 @@ class PrefixFiles:
                 os.fsync(file.fileno())
                 if hasattr(os, "posix_fadvise"):  # it is read past the page cache
                     os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            _stamp(unfinished)
             unfinished.replace(self.path(name))
         except OSError:
             with suppress(OSError):
@@ -130,7 +132,7 @@ class PrefixFiles:
                 del self._known[name]
                 self._known[name] = None
             with suppress(OSError):  # then it only counts as older than it is
-                os.utime(self.path(name))
+                _stamp(self.path(name))
 
     def problem(self, content: Bytes, name: bytes) -> str | None:
         """Why a file's whole content is not the page `name`; None where it is."""
@@ -195,6 +197,12 @@ class PrefixFiles:
             return CUT
         ids = array("i", head[_HEADER.size : _HEADER.size + 4 * count])
         return None if digest(parent, tuple(ids)) == name else "damaged: its ids are not those of its name"
+
+
+def _stamp(path: Path) -> None:
+    """By the clock's own nanoseconds: the kernel's stamps are the same for some milliseconds."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
 
 
 def _write_all(descriptor: int, data: bytes | memoryview) -> None:
