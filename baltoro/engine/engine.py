@@ -96,7 +96,7 @@ class Engine:
         files: pages of the prefix tree that are evicted, or there at the end, go there; they may come back
         Both, and the model's store, are closed when the thread ends.
         """
-        if files and not config.prefix_cache:
+        if files is not None and not config.prefix_cache:
             raise EngineError("files for a prefix cache that is switched off", hint="EngineConfig.prefix_cache")
         num_pages = config.cache_bytes // page_bytes(model.config, config)
         self.max_context = _max_context(model.config, config, num_pages)

@@ -1,4 +1,4 @@
-"""Tree and pages together, against a reference that knows prefixes as plain tuples and looks at everything each time."""
+"""Tree and pages together, and a reference that knows prefixes as plain tuples and looks at everything each time."""
 
 from __future__ import annotations
 

@@ -82,9 +82,7 @@ def test_the_longest_unused_ones_make_room_and_a_smaller_budget_removes_them(tmp
         (lambda raw: raw[:90] + bytes([raw[90] ^ 16]) + raw[91:], "ids"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_removed_at_the_start_with_a_line_that_says_why(
-    tmp_path, caplog, damage, reason
-):
+def test_a_file_that_cannot_be_used_is_removed_at_the_start_with_a_line_that_says_why(tmp_path, caplog, damage, reason):
     files = opened(tmp_path)
     names = fill(files, 3)
     files.close()
@@ -116,7 +114,7 @@ def test_every_flipped_bit_of_a_page_is_noticed(tmp_path):
     (name,) = fill(files, 1)
     whole = content(files, name)
     used = 8 + 32 + 32 + 4 + 8 + 4 + 3 * 4  # the header's own, behind which zeros lie
-    for place in [*range(0, used), *range(SHAPE.header_bytes, len(whole), 97), len(whole) - 1]:
+    for place in [*range(used), *range(SHAPE.header_bytes, len(whole), 97), len(whole) - 1]:
         damaged = whole.copy()
         damaged[place] ^= 1 << place % 8
         assert files.problem(damaged, name) is not None, place
