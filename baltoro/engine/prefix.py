@@ -11,7 +11,9 @@ whole prefix. Edges all have the length of a page, for nothing less can be share
 
 Only pages that lie wholly inside a *prompt* come here. They were computed in prefill form, all of them. What was
 generated was computed in decode form (absorbed attention), whose bits differ; were it used again, an answer would
-depend on what others had asked before. So the same seed and prompt give the same bits with a hit and without.
+depend on what others had asked before. So the same seed and prompt give the same bits with a hit and without, wherever
+the bits of a token do not depend on the tokens beside it: with packed weights on the native kernels. (torch's products
+of plain weights differ in the last bit with the number of rows, as they do from one chunk of a prompt to another.)
 
 A node is held by the requests whose pages begin with its path. Nobody's nodes are idle: the least recently used goes
 when a page is wanted. Whoever holds a node holds its parents, and lets go of the deepest first; hence children always
