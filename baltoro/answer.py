@@ -73,7 +73,9 @@ class Reader(ABC, Generic[Item]):
         if step.finish is not None or self._stops.found is not None:
             self.over = True
             reason = "stop" if self._stops.found is not None else self._reason(step.finish)
-            usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=len(self.tokens))
+            usage = Usage(
+                prompt_tokens=len(self.prompt), completion_tokens=len(self.tokens), cached_tokens=step.cached_tokens
+            )
             items.append(cast("Item", Finished(reason, usage)))
         return items
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
 
@@ -29,9 +30,12 @@ from baltoro.chat.messages import (
     Delta,
     Finished,
     Json,
+    Message,
     Piece,
     TextDelta,
     TokenDelta,
+    Tool,
+    ToolCall,
     Usage,
 )
 from baltoro.chat.parser import Parser, TextParser, fold
@@ -50,6 +54,7 @@ _Make = Callable[[Callable[[Step], None]], Request]  # sink -> request
 SMALL_PARAMETERS = 10**9  # below this float32 weights cost little and are exact
 MAX_RUNNING = 32  # requests decoded together
 CACHE_BYTES = 2**30  # unless the caller says otherwise, or one sequence of `max_context` needs more
+PREFIX_DISK_BYTES = 20 * 2**30  # of prefixes kept on disk, where a directory for them is named
 PAGE_SLACK = 64  # tokens: a sequence's last page is partly empty
 
 
@@ -105,6 +110,9 @@ class LLM:
         threads: int | None = None,
         expert_memory: int | None = None,
         trace: Path | None = None,
+        prefix_cache: bool = True,
+        prefix_dir: Path | None = None,
+        prefix_disk_bytes: int = PREFIX_DISK_BYTES,
     ) -> Self:
         """A checkpoint directory or a preset, loaded and running.
 
@@ -115,6 +123,9 @@ class LLM:
         `expert_memory`: bytes for routed experts of a packed checkpoint; the others are read from disk when they are
         wanted. None: all, where they fit into what is free, and else what is left beside everything else.
         `trace`: a new file for which experts are chosen, see weights/trace.py.
+        `prefix_cache`: prompts that begin alike are computed once, see engine/prefix.py.
+        `prefix_dir`: a directory in which prefixes are kept that memory has no room for, and beyond the end of this
+        process; `prefix_disk_bytes` are the most they may take.
         `threads`: CPU threads of this whole process, for torch has one number for all. None: as many as it may use.
         """
         from baltoro import counts
@@ -127,10 +138,12 @@ class LLM:
             )
         import torch  # seconds: after what can be refused at once
 
-        from baltoro.engine.engine import Engine, EngineConfig
-        from baltoro.kernels import cpus
+        from baltoro.engine.engine import Engine, EngineConfig, page_bytes
+        from baltoro.engine.prefix_files import PageShape, PrefixFiles
+        from baltoro.kernels import cpus, targets
         from baltoro.model.load import load
         from baltoro.weights import fit
+        from baltoro.weights.identity import identity
         from baltoro.weights.trace import Header, Writer
 
         config = ModelConfig.open(directory)
@@ -152,19 +165,33 @@ class LLM:
             cache_bytes = max(min(enough, CACHE_BYTES), ((max_context or 1) + PAGE_SLACK) * token_bytes)
         if expert_memory is None and config.packed_format and config.n_routed_experts:
             expert_memory = fit.expert_budget(fit.Need.of(config), cache_bytes)
+        engine_config = EngineConfig(
+            cache_bytes=cache_bytes,
+            cache_dtype=cache_dtype,
+            max_running=running,
+            max_context=max_context,
+            prefix_cache=prefix_cache,
+        )
+        files = None
+        if prefix_dir is not None:
+            settings = f"{packed} {dtype} {cache_dtype} {engine_config.page_tokens} {targets.chosen_target()}"
+            shape = PageShape(
+                fingerprint=sha256(identity(directory) + language(tokenizer) + settings.encode()).digest(),
+                page_tokens=engine_config.page_tokens,
+                page_bytes=page_bytes(config, engine_config),
+            )
+            files = PrefixFiles(prefix_dir, shape, budget_bytes=prefix_disk_bytes)
         recorder = Writer(trace, Header.of(config, Path(model).name)) if trace else None
         try:
             engine = Engine(
                 load(directory, dtype=getattr(torch, dtype), format=format, expert_memory=expert_memory),
-                EngineConfig(
-                    cache_bytes=cache_bytes,
-                    cache_dtype=cache_dtype,
-                    max_running=running,
-                    max_context=max_context,
-                ),
+                engine_config,
                 trace=recorder,
+                files=files,
             )
         except BaseException:
+            if files is not None:
+                files.close()
             if recorder is not None and trace is not None:  # the same command may be given again
                 recorder.close()
                 trace.unlink()
@@ -321,6 +348,20 @@ class LLM:
         with suppress(StopIteration):  # how a coroutine says that it has yielded
             items.asend(None).send(None)  # as `next` above: it awaits nothing before its first yield
         return items
+
+
+def language(tokenizer: Tokenizer) -> bytes:
+    """A digest of how a conversation becomes ids: template, tools and tokenizer together."""
+    call = ToolCall(id="functions.look:0", name="look", arguments="{}")
+    turns = (
+        Message(role="system", content="Du bist 北京."),
+        Message(role="user", content="Look!"),
+        Message(role="assistant", content="Well,", tool_calls=(call,)),
+        Message(role="tool", content="1", tool_call_id=call.id),
+    )
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    looking = Tool(name="look", parameters={"type": "object"}, declaration=tool)
+    return sha256(repr(render(turns, (looking,)).ids(tokenizer)).encode()).digest()
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:

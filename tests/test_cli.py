@@ -55,6 +55,13 @@ def error_of(result: Result, status: int = 1) -> str:
     return result.stderr
 
 
+def test_serve_refuses_a_size_without_a_directory_and_a_directory_for_nothing(tmp_path: Path) -> None:
+    assert "name a DIR" in error_of(run("serve", "--prefix-cache-size", "1GiB"), 2)
+    assert "nothing to keep" in error_of(run("serve", "--no-prefix-cache", "--prefix-cache", tmp_path / "kept"), 2)
+    assert "as 12GiB" in error_of(run("serve", "--prefix-cache", tmp_path / "kept", "--prefix-cache-size", "12"))
+    assert not (tmp_path / "kept").exists()
+
+
 def test_help_lists_every_command() -> None:
     printed = subprocess.run([*BALTORO, "--help"], capture_output=True, text=True, check=True).stdout
     for command in ["chat", "serve", "info", "fetch", "quantize", "forward", "doctor", "pretrain", "sft"]:

@@ -73,6 +73,8 @@ class Model:
         self.failure: Exception | None = None
         self.pause_s = 0.0
         self.said = 0
+        self.first = 0
+        self.asked = 0
 
     def __call__(self, batch: Batch, cache: LatentCache) -> Tensor:
         if self.failure:
@@ -83,9 +85,13 @@ class Model:
         for row in rows:
             seed = int(batch.positions[row]) * 100_003 + int(batch.ids[row])
             logits.append(torch.randn(T.vocab_size, generator=torch.Generator().manual_seed(seed)))
-            if self.said < len(self.script):
-                logits[-1][self.script[self.said]] = 100.0
-            self.said += 1
+            position = int(batch.positions[row])
+            if not self.said or position < self.first:
+                self.first = position  # the prompt's last token
+            place = position - self.first  # of what is said: guesses are asked several at once
+            if place < len(self.script):
+                logits[-1][self.script[place]] = 100.0
+            self.said = place + 1
         return torch.stack(logits) if logits else torch.empty(0, T.vocab_size)
 
     def say(self, text: str) -> None:
@@ -99,9 +105,16 @@ def model() -> Model:
 
 @pytest.fixture
 def llm(model: Model) -> Iterator[LLM]:
-    config = EngineConfig(cache_bytes=4 * CONTEXT * 16, cache_dtype=torch.float32, page_tokens=4)
-    with closing(LLM(Engine(model, config), T, "fake")) as llm:  # type: ignore[arg-type]
+    """Without a prefix cache: many tests ask the same twice, and compare usage too."""
+    with closing(fake_llm(model, prefix_cache=False)) as llm:
         yield llm
+
+
+def fake_llm(model: Model, *, prefix_cache: bool) -> LLM:
+    config = EngineConfig(
+        cache_bytes=4 * CONTEXT * 16, cache_dtype=torch.float32, page_tokens=4, prefix_cache=prefix_cache
+    )
+    return LLM(Engine(model, config), T, "fake")  # type: ignore[arg-type]
 
 
 def settle(llm: LLM) -> None:
@@ -385,10 +398,26 @@ def test_prompts_that_are_no_ids_of_this_vocabulary_are_refused(llm: LLM, prompt
     assert caught.value.param == "prompt"
 
 
+def test_usage_says_how_much_of_the_prompt_was_not_computed(model: Model) -> None:
+    with closing(fake_llm(model, prefix_cache=True)) as llm:
+        stopped = replace(HELLO, stop=("the",))  # the answer ends before the engine has said so
+        for request in (HELLO, HELLO, stopped):
+            model.say("Hello the föol<|im_end|>")
+            answer = llm.complete(request)
+            settle(llm)
+            whole = (answer.usage.prompt_tokens - 1) // 4 * 4
+            assert whole > 0
+            assert answer.usage.cached_tokens == (0 if not model.asked else whole)
+            model.asked += 1
+        *_, last = llm.stream_completion(CompletionRequest(prompt=list(answer.prompt_ids)[:9], max_tokens=1))
+        assert isinstance(last, Finished) and last.usage.cached_tokens == 8
+
+
 # ── opening ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def checkpoint(directory: Path, config: ModelConfig) -> Path:
+    directory.mkdir(exist_ok=True)
     vocabulary.write_vocabulary(directory)
     write(directory, tiny.weights(config), config.to_dict())
     return directory
@@ -416,6 +445,31 @@ def test_a_large_block_fp8_checkpoint_is_kept_as_shipped_or_as_asked(
         assert len(packed) > 10
         assert {p.format for p in packed} == {expected}
         assert len(llm.complete(replace(HELLO, max_tokens=5)).token_ids) == 5
+
+
+def test_prefixes_on_disk_serve_the_next_start_of_the_same_weights_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shape = tiny.config(vocab_size=T.vocab_size, v_head_dim=16)
+    first = checkpoint(tmp_path / "first", shape)
+    other = checkpoint(tmp_path / "other", replace(shape, rope_theta=10000.0))
+    request = CompletionRequest(prompt=[i % 200 for i in range(200)], max_tokens=4, temperature=0.0)
+
+    def ask(directory: Path, **changes: Any) -> tuple[list[Any], int]:
+        with closing(LLM.open(directory, max_context=512, threads=1, prefix_dir=tmp_path / "kept", **changes)) as llm:
+            *pieces, last = llm.stream_completion(request)
+            assert isinstance(last, Finished)
+            if not changes:
+                with pytest.raises(EngineError, match="another prefix cache"):
+                    LLM.open(directory, threads=1, prefix_dir=tmp_path / "kept")
+            return pieces, last.usage.cached_tokens
+
+    told, cached = ask(first)
+    assert cached == 0
+    assert ask(first) == (told, 192)
+    assert [ask(other)[1], ask(other)[1], ask(first)[1]] == [0, 192, 0]
+    assert "3 files are discarded: of another model, or of other settings" in caplog.text
+    assert [ask(first, format="bf16")[1], ask(first, format="bf16")[1], ask(first)[1]] == [0, 192, 0]
 
 
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -39,6 +39,23 @@ ExpertMemory = Annotated[
 TraceFile = Annotated[
     Path | None, typer.Option("--trace", metavar="FILE", help="Record which experts are chosen: `baltoro bench trace`.")
 ]
+PrefixDirectory = Annotated[
+    Path | None,
+    typer.Option(
+        "--prefix-cache",
+        metavar="DIR",
+        help="Keep the beginnings of prompts on disk too: what memory has no room for, and for the next start.",
+    ),
+]
+PrefixSize = Annotated[
+    int | None,
+    typer.Option(
+        "--prefix-cache-size", metavar="SIZE", parser=parse_bytes, help="The most that DIR may take. [default: 20GiB]"
+    ),
+]
+NoPrefixCache = Annotated[
+    bool, typer.Option("--no-prefix-cache", help="Compute every prompt from its first token, whoever asked it before.")
+]
 AnyFormat = Annotated[
     WeightFormat | None,
     typer.Option(help="Keep matrices so. [default: packed and large block-fp8 models as they are, others unpacked]"),

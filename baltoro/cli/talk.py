@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from baltoro.cli.app import app
-from baltoro.cli.options import MODEL_HELP, AnyFormat, ExpertMemory, OptionalModel, Threads, TraceFile, WeightFormat
+from baltoro.cli.options import (
+    MODEL_HELP,
+    AnyFormat,
+    ExpertMemory,
+    NoPrefixCache,
+    OptionalModel,
+    PrefixDirectory,
+    PrefixSize,
+    Threads,
+    TraceFile,
+    WeightFormat,
+)
 from baltoro.errors import BaltoroError, RequestError
 
 if TYPE_CHECKING:
@@ -29,8 +40,11 @@ def _open(
     max_running: int | None = None,
     expert_memory: int | None = None,
     trace: Path | None = None,
+    prefix_cache: bool = True,
+    prefix_dir: Path | None = None,
+    prefix_disk_bytes: int | None = None,
 ) -> LLM:
-    from baltoro.llm import LLM
+    from baltoro.llm import LLM, PREFIX_DISK_BYTES
 
     began = time.monotonic()
     typer.echo(f"loading {model} ...", err=True)
@@ -42,6 +56,9 @@ def _open(
         format=format.value if format else None,
         expert_memory=expert_memory,
         trace=trace,
+        prefix_cache=prefix_cache,
+        prefix_dir=prefix_dir,
+        prefix_disk_bytes=prefix_disk_bytes or PREFIX_DISK_BYTES,
     )
     typer.echo(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens", err=True)
     if store := llm.engine.store:
@@ -66,6 +83,9 @@ def serve(
     format: AnyFormat = None,
     expert_memory: ExpertMemory = None,
     trace: TraceFile = None,
+    prefix_cache: PrefixDirectory = None,
+    prefix_cache_size: PrefixSize = None,
+    no_prefix_cache: NoPrefixCache = False,
     threads: Threads = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
 ) -> None:
@@ -76,10 +96,15 @@ def serve(
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app
 
+    if no_prefix_cache and prefix_cache is not None:
+        raise typer.BadParameter("there is nothing to keep with --no-prefix-cache", param_hint="--prefix-cache")
+    if prefix_cache_size is not None and prefix_cache is None:
+        raise typer.BadParameter("how large what may be? name a DIR", param_hint="--prefix-cache-size")
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
     opened = _open(
         model, max_context=max_context, max_running=max_running, threads=threads, format=format,
-        expert_memory=expert_memory, trace=trace,
+        expert_memory=expert_memory, trace=trace, prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache,
+        prefix_disk_bytes=prefix_cache_size,
     )  # fmt: skip
     with closing(opened) as llm:
         served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))

@@ -16,7 +16,7 @@ import logging
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
@@ -30,9 +30,12 @@ from baltoro.config import ModelConfig
 from baltoro.engine import logprobs, sampler
 from baltoro.engine.cache import Pages
 from baltoro.engine.penalties import Penalties
+from baltoro.engine.prefix import PrefixTree
+from baltoro.engine.prefix_files import PrefixFiles
 from baltoro.engine.request import FinishReason, Request, Step
 from baltoro.engine.scheduler import Chunk, Scheduler, Sequence
 from baltoro.engine.speculative import Drafter
+from baltoro.engine.spill import Spill
 from baltoro.errors import ContextError, EngineError, RequestError
 from baltoro.model.batch import Batch, LatentCache
 from baltoro.model.transformer import Observed, Transformer
@@ -53,6 +56,7 @@ class EngineConfig:
     page_tokens: int = 64  # positions in a page; a sequence wastes half a page on average
     max_running: int = 32  # sequences decoded together
     prefill_tokens: int = 2048  # prompt tokens taken into one step; bounds how long a decoding sequence waits
+    prefix_cache: bool = True  # prompts that begin alike share pages, and what others computed is used again
     max_context: int | None = None  # prompt and answer, tokens; None: what the model and the cache allow
     speculate: bool = True  # guess what comes next where grammar or text tell; what is said stays the same
     stuck_after_s: float = 600.0  # a step that lasts longer makes the engine unhealthy
@@ -70,8 +74,9 @@ class Statistics:
 
     running: int  # requests holding pages
     waiting: int  # requests submitted or preempted
-    free_pages: int
+    free_pages: int  # that can be had, those of the prefix tree that nobody holds included
     num_pages: int
+    prefix_pages: int  # in the prefix tree
     generated_tokens: int
     prefilled_tokens: int  # prompt tokens computed; those computed again after a preemption count again
     steps: int
@@ -79,13 +84,25 @@ class Statistics:
     foreseen_tokens: int  # and said by it: each spared a step
     preemptions: int
     failed_steps: int
+    prefix_hits: int  # admissions that found the beginning of their prompt
+    reused_tokens: int  # that they did not compute; those found again after a preemption count again
+    evicted_pages: int  # of the prefix tree
+    spilled_bytes: int  # of them, written to disk
+    restored_bytes: int  # and read from there
 
 
 class Engine:
     """Runs requests on a thread of its own until `stop`. Every method may be called from any thread."""
 
-    def __init__(self, model: Transformer, config: EngineConfig, *, trace: Writer | None = None) -> None:
-        """trace: gets the experts that every forward chose; it and the model's store are closed when the thread ends"""
+    def __init__(
+        self, model: Transformer, config: EngineConfig, *, trace: Writer | None = None, files: PrefixFiles | None = None
+    ) -> None:
+        """trace: gets the experts that every forward chose
+        files: pages of the prefix tree that are evicted, or there at the end, go there; they may come back
+        Both, and the model's store, are closed when the thread ends.
+        """
+        if files is not None and not config.prefix_cache:
+            raise EngineError("files for a prefix cache that is switched off", hint="EngineConfig.prefix_cache")
         num_pages = config.cache_bytes // page_bytes(model.config, config)
         self.max_context = _max_context(model.config, config, num_pages)
         self.vocab_size = model.config.vocab_size
@@ -96,11 +113,18 @@ class Engine:
         self._cache = LatentCache(
             model.config, num_pages=num_pages, page_tokens=config.page_tokens, dtype=config.cache_dtype
         )
-        self._pages = Pages(num_pages=num_pages, page_tokens=config.page_tokens)
-        self._scheduler = Scheduler(self._pages, max_running=config.max_running, prefill_tokens=config.prefill_tokens)
+        self._orders = threading.Condition()  # guards the five further below
+        self._tree = PrefixTree(page_tokens=config.page_tokens) if config.prefix_cache else None
+        self._spill = None if files is None else Spill(files, self._cache.latents, wake=self._wake)
+        self._pages = Pages(
+            num_pages=num_pages, page_tokens=config.page_tokens, tree=self._tree,
+            evicted=self._spill.save if self._spill else None,
+        )  # fmt: skip
+        self._scheduler = Scheduler(
+            self._pages, max_running=config.max_running, prefill_tokens=config.prefill_tokens, spill=self._spill
+        )
         self._sampler = sampler.Sampler(self.vocab_size)
 
-        self._orders = threading.Condition()  # guards the five below
         self._live: dict[Request, Sequence] = {}
         self._arrived: list[Sequence] = []
         self._cancelled: list[Request] = []
@@ -204,6 +228,7 @@ class Engine:
             waiting=len(self._scheduler.waiting) + len(self._arrived),
             free_pages=self._pages.num_free,
             num_pages=self._pages.num_pages,
+            prefix_pages=self._tree.num_pages if self._tree else 0,
             generated_tokens=self._generated,
             prefilled_tokens=self._prefilled,
             steps=self._steps,
@@ -211,6 +236,11 @@ class Engine:
             foreseen_tokens=self._foreseen,
             preemptions=self._scheduler.num_preemptions,
             failed_steps=self._failed_steps,
+            prefix_hits=self._scheduler.num_hits,
+            reused_tokens=self._scheduler.reused_tokens,
+            evicted_pages=self._pages.num_evicted,
+            spilled_bytes=self._spill.spilled_bytes if self._spill else 0,
+            restored_bytes=self._spill.restored_bytes if self._spill else 0,
         )
 
     def _check(self, request: Request) -> None:
@@ -241,11 +271,15 @@ class Engine:
     # ── the engine's thread ──────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
+        whole = False
         try:
             with torch.inference_mode():
                 while self._take_orders():
                     if chunks := self._scheduler.next():
                         self._step([self._with_drafts(chunk) for chunk in chunks])
+                    else:
+                        self._await_disk()
+            whole = True
         except (
             BaseException
         ) as error:  # the outermost loop of this thread: a bug of ours must not leave callers waiting
@@ -259,9 +293,23 @@ class Engine:
         self._scheduler.clear()
         for sequence in left:
             self._report(sequence, Step(None, FinishReason.ERROR, EngineError("the engine has stopped")))
-        for each in (self._trace, self.store):
+        if whole and self._spill and self._tree:
+            self._spill.save_all(self._tree)
+        for each in (self._trace, self.store, self._spill):
             if each is not None:
                 each.close()
+
+    def _wake(self) -> None:
+        """Something was read from disk; on the thread that read it."""
+        with self._orders:
+            self._orders.notify()
+
+    def _await_disk(self) -> None:
+        """Sleep while nothing can be computed before a read has finished, unless there is an order."""
+        with self._orders:
+            self._orders.wait_for(
+                lambda: self._arrived or self._cancelled or self._abandoned or not self._scheduler.waits_for_disk
+            )
 
     def _take_orders(self) -> bool:
         """Sleep until there is something to do; False when the loop is over."""
@@ -308,7 +356,7 @@ class Engine:
         row = 0
         for chunk in chunks:
             sequence, start, stop, drafts = chunk
-            sequence.cached = stop
+            self._scheduler.computed(sequence, start, stop)
             listens = True
             if scored := len(logprobs.prompt_rows(chunk)):
                 listens = self._tell_prompt(sequence, logits[row : row + scored])
@@ -436,7 +484,7 @@ class Engine:
     def _report(self, sequence: Sequence, step: Step) -> bool:
         """False when its sink raised: nobody listens any more, so the request goes."""
         try:
-            sequence.request.sink(step)
+            sequence.request.sink(replace(step, cached_tokens=sequence.reused or 0))
         except Exception:  # a sink is another's code; its bug ends its own request
             _log.exception("request %d: its sink failed", sequence.request.id)
             return False

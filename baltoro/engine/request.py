@@ -102,6 +102,7 @@ class Step:
     error: BaseException | None = None
     scored: Scored | None = None  # of `token`, where SamplingParams.logprobs asks for it
     prompt: tuple[Scored, ...] = ()  # the prompt's next tokens, its second one first; all come before the first token
+    cached_tokens: int = 0  # of the prompt, that were not computed for it
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
