@@ -56,7 +56,9 @@ def test_everyone_ends_in_the_order_of_right_within_the_budgets(arrivals, max_ru
             if when == step:
                 scheduler.add(each)
         oldest = min((each for each in (*scheduler.running, *scheduler.waiting)), key=age.__getitem__, default=None)
-        decoding = {each for each in scheduler.running if len(each.tokens) - each.cached == 1}
+        decoding = {
+            each for each in scheduler.running if len(each.tokens) - 1 == each.cached >= len(each.request.prompt)
+        }
         chunks = scheduler.next()
         planned = [chunk.sequence for chunk in chunks]
 

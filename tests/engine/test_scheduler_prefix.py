@@ -34,6 +34,10 @@ class Disk:
         return job
 
 
+def decodes(sequence):
+    return len(sequence.tokens) - 1 == sequence.cached >= len(sequence.request.prompt)
+
+
 class Order(RuleBasedStateMachine):
     @initialize(
         num_pages=st.integers(8, 14), max_running=st.integers(1, 4), prefill_tokens=st.integers(1, 12),
@@ -84,7 +88,7 @@ class Order(RuleBasedStateMachine):
     def run(self):
         scheduler = self.scheduler
         oldest = min(self.age, key=self.age.__getitem__, default=None)
-        decoding = {each for each in scheduler.running if each.restore is None and len(each.tokens) - each.cached == 1}
+        decoding = {each for each in scheduler.running if each.restore is None and decodes(each)}
         chunks = scheduler.next()
         planned = [chunk.sequence for chunk in chunks]
         assert len(set(planned)) == len(planned)
