@@ -119,7 +119,8 @@ class LLM:
         `dtype`: what the model computes in, float32 or bfloat16. None takes bfloat16 for large models in
         bfloat16 and float32 for all others.
         `format`: what matrices are kept in, see kernels/formats.py. None keeps packed checkpoints and large models in
-        block-fp8 as they are, and all others in `dtype`. Packed models cache in bfloat16, others in `dtype`.
+        block-fp8 as they are, and all others in bf16, where there are native kernels and no `dtype` is asked for; else
+        in `dtype`. Packed models cache in bfloat16, others in `dtype`.
         `expert_memory`: bytes for routed experts of a packed checkpoint; the others are read from disk when they are
         wanted. None: all, where they fit into what is free, and else what is left beside everything else.
         `trace`: a new file for which experts are chosen, see weights/trace.py.
@@ -152,10 +153,13 @@ class LLM:
         torch.set_num_threads(min(torch.get_num_threads(), cpus.usable()) if threads is None else threads)
         small = counts.parameters(config) < SMALL_PARAMETERS
         shipped_in_fp8 = config.weight_block_size is not None
+        if format is None and not config.packed_format:
+            if shipped_in_fp8 and not small:
+                format = "fp8"
+            elif dtype is None and targets.chosen_target() != "torch":
+                format = "bf16"
         if dtype is None:
-            dtype = "float32" if small or shipped_in_fp8 or config.packed_format else "bfloat16"
-        if format is None and shipped_in_fp8 and not small:
-            format = "fp8"
+            dtype = "float32" if small or format or config.packed_format else "bfloat16"
         packed = format or config.packed_format
         cache_dtype = torch.bfloat16 if packed else getattr(torch, dtype)
         running = max_running or MAX_RUNNING

@@ -58,5 +58,8 @@ NoPrefixCache = Annotated[
 ]
 AnyFormat = Annotated[
     WeightFormat | None,
-    typer.Option(help="Keep matrices so. [default: packed and large block-fp8 models as they are, others unpacked]"),
+    typer.Option(
+        help="Keep matrices so. [default: packed and large block-fp8 models as they are; others in bf16 to talk to, "
+        "unpacked for forward]"
+    ),
 ]

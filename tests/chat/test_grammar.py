@@ -360,3 +360,34 @@ def test_constraints_of_the_same_tools_do_not_disturb_each_other_nor_mind_thread
     run(lambda place: walked.update({place: walk(made[place], seed=place)}))
     for place in range(8):
         assert walked[place] == walk(constraint(tool("f", CITY), tool("g"), choice=REQUIRED), seed=place)
+
+
+# ── what is forced ───────────────────────────────────────────────────────────────────────────────
+
+
+@given(seed=st.integers(0, 10**6), choice=st.sampled_from([AUTO, REQUIRED]), parallel=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_forced_tokens_are_allowed_one_after_the_other(seed: int, choice: ToolChoice, parallel: bool) -> None:
+    tools = (tool("weather", CITY), tool("weather_report", CITY | {"additionalProperties": False}))
+    tokens = walk(constraint(*tools, choice=choice, parallel=parallel), seed)
+    for place in range(len(tokens)):
+        rules = constraint(*tools, choice=choice, parallel=parallel)
+        for token in tokens[:place]:
+            rules.advance(token)
+        before = rules.mask().copy()
+        forced = rules.forced(12)
+        assert np.array_equal(rules.mask(), before), "a look ahead moved it"
+        assert len(forced) <= 12
+        for token in forced:
+            assert rules.mask()[token], f"{T.decode([token])!r} behind {T.decode(tokens[:place])!r}"
+            rules.advance(token)
+
+
+def test_a_single_tool_is_foreseen_up_to_its_first_value() -> None:
+    rules = constraint(tool("weather", CITY | {"additionalProperties": False}), choice=REQUIRED, next_index=3)
+    text = T.decode(rules.forced(100))
+    assert text == (
+        '<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:3<|tool_call_argument_begin|>{"city'
+    )  # whether a blank follows the colon is the model's choice, and so is the token that ends the key
+    assert follow(rules, text + '": "Rom"}') > len(T.encode_with_specials(text))
+    assert rules.forced(10) == [T.tool_call_end, T.tool_calls_section_end, T.im_end]

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,12 @@ import openai
 import pytest
 
 import baltoro
+from baltoro.chat.messages import ChatRequest, Message, Tool
 from baltoro.chat.tokenizer import Tokenizer
 from baltoro.config import ModelConfig, resolve
 from baltoro.eval.score import summary
 from baltoro.eval.tasks import nano
+from baltoro.llm import LLM
 
 pytestmark = pytest.mark.skipif(
     not (Path(baltoro.__file__).parent / "nano" / "config.json").exists(), reason="the nano model is not embedded yet"
@@ -131,3 +134,20 @@ def test_it_has_every_part_of_kimi_k2_and_fits_in_the_package() -> None:
     assert config.q_lora_rank and config.yarn and config.weight_block_size == (128, 128)
     assert config.n_routed_experts >= 16 and config.n_shared_experts == 1 and config.first_k_dense_replace == 1
     assert sum(path.stat().st_size for path in resolve("nano").iterdir()) < SIZE_LIMIT
+
+
+def test_what_the_grammar_forces_is_not_decoded_one_by_one() -> None:
+    weather = {
+        "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
+        "additionalProperties": False,
+    }  # fmt: skip
+    function = {"name": "get_weather", "description": "The weather of a city", "parameters": weather}
+    tools = (Tool(name="get_weather", parameters=weather, declaration={"type": "function", "function": function}),)
+    with closing(LLM.open("nano")) as llm:
+        before = llm.engine.statistics()
+        question = Message(role="user", content="What is the weather in Beijing?")
+        answer = llm.complete(ChatRequest(messages=(question,), tools=tools))
+        after = llm.engine.statistics()
+    assert [call.name for call in answer.tool_calls] == ["get_weather"]
+    assert after.steps - before.steps <= 0.6 * answer.usage.completion_tokens
+    assert after.foreseen_tokens - before.foreseen_tokens >= 0.4 * answer.usage.completion_tokens
