@@ -143,7 +143,7 @@ class LLM:
         from baltoro.engine.prefix_files import PageShape, PrefixFiles
         from baltoro.kernels import cpus, targets
         from baltoro.model.load import load
-        from baltoro.weights import fit
+        from baltoro.weights import fit, layout
         from baltoro.weights.identity import identity
         from baltoro.weights.trace import Header, Writer
 
@@ -156,7 +156,7 @@ class LLM:
         if format is None and not config.packed_format:
             if shipped_in_fp8 and not small:
                 format = "fp8"
-            elif dtype is None and targets.chosen_target() != "torch":
+            elif dtype is None and targets.chosen_target() != "torch" and layout.heads_pack(config):
                 format = "bf16"
         if dtype is None:
             dtype = "float32" if small or format or config.packed_format else "bfloat16"

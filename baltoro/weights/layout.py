@@ -103,6 +103,11 @@ def format_of(name: str, format: Format) -> Format:
     return HEAD_FORMATS[format] if name == "lm_head.weight" else format
 
 
+def heads_pack(config: ModelConfig) -> bool:
+    """Whether attention's heads are of widths that panels take."""
+    return config.qk_nope_head_dim % formats.PANEL == 0 == config.v_head_dim % formats.PANEL
+
+
 def head_stacks(H: int, N: int, V: int, C: int) -> list[tuple[int, int, int]]:
     """Shapes of the stacks `HEADS` that kv_b_proj is packed as."""
     if N % formats.PANEL or V % formats.PANEL:
