@@ -469,7 +469,7 @@ def test_prefixes_on_disk_serve_the_next_start_of_the_same_weights_alone(
     assert ask(first) == (told, 192)
     assert [ask(other)[1], ask(other)[1], ask(first)[1]] == [0, 192, 0]
     assert "3 files are discarded: of another model, or of other settings" in caplog.text
-    assert [ask(first, format="bf16")[1], ask(first, format="bf16")[1], ask(first)[1]] == [0, 192, 0]
+    assert [ask(first, format="fp8")[1], ask(first, format="fp8")[1], ask(first)[1]] == [0, 192, 0]
 
 
 def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
