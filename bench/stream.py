@@ -6,14 +6,17 @@
 DIR: a packed checkpoint, as `baltoro bench stream` makes it; FILE.gguf: the same shapes, by bench/peers/k2_gguf.py.
 Each run is a process in a control group of its own, whose limit counts what the system caches of its files, too; both
 files are dropped from the cache before it. Ours gets the experts' memory that `--expert-memory` finds by itself in
-that group. Seconds are those of the prompt and of the answer; CPU seconds are the whole process's for llama.cpp, which
-maps its file at once and reads it as it goes, and for ours those of the same works. Needs root and Linux.
+that group. llama.cpp does not repack its weights, which would be a copy of them all in memory. Both do each work
+twice, and the second time counts: the first one waits for the system to give out memory. CPU seconds are of one time,
+the mean of both; llama.cpp's are its whole process's, since it maps its file at once and reads it as it goes, and so
+are its bytes, of both times; ours are of the second. Needs root and Linux.
 Prints a JSON line.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -61,6 +64,9 @@ def limited(command: list[str], limit: int, files: list[Path]) -> tuple[str, Run
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=enter)
         assert child.stdout is not None
         printed = child.stdout.read()
+        read_bytes = 0
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a process that has ended is still listed
+            read_bytes = int((Path("/proc") / str(child.pid) / "io").read_text().split("read_bytes:")[1].split()[0])
         _, status, usage = os.wait4(child.pid, 0)
         if status:
             raise SystemExit(f"{command[0]} ended with status {status}")
@@ -68,6 +74,7 @@ def limited(command: list[str], limit: int, files: list[Path]) -> tuple[str, Run
         return printed, {
             "cpu_s": usage.ru_utime + usage.ru_stime,
             "wall_s": time.perf_counter() - started,
+            "read_bytes": read_bytes,
             "peak_bytes": int(peak.read_text(encoding="ascii")),
             "anonymous_bytes": usage.ru_maxrss * 1024,
         }
@@ -76,10 +83,11 @@ def limited(command: list[str], limit: int, files: list[Path]) -> tuple[str, Run
 def theirs(given: argparse.Namespace) -> Run:
     found: Run = {}
     for work, sizes in (("prefill", (given.prompt, 0)), ("decode", (0, given.answer))):
-        command = [str(given.llama_bench), "-m", str(given.model), "-t", str(given.threads), "-r", "1", "--no-warmup",
-                   "-o", "json", "-lm", "mmap", "-p", str(sizes[0]), "-n", str(sizes[1])]  # fmt: skip
+        command = [str(given.llama_bench), "-m", str(given.model), "-t", str(given.threads), "-r", "2", "--no-warmup",
+                   "-o", "json", "-lm", "mmap", "--repack", "0", "-p", str(sizes[0]), "-n", str(sizes[1])]  # fmt: skip
         printed, used = limited(command, given.memory, [given.model])
-        found[work] = {"tokens_per_s": json.loads(printed)[0]["avg_ts"], **used}
+        used["cpu_s"] /= 2
+        found[work] = {"tokens_per_s": json.loads(printed)[0]["samples_ts"][-1], **used}
     return found
 
 
@@ -109,14 +117,18 @@ def inside(given: argparse.Namespace) -> None:
     session = Session(model, tokens=given.prompt, answer=given.answer)
     found: Run = {"expert_memory_bytes": budget}
     for work, count in (("prefill", given.prompt), ("decode", given.answer)):
-        began, cpu = time.perf_counter(), time.process_time()
-        if work == "prefill":
-            session.prefill()
-        else:
-            for index in range(count):
-                session.step(index)
-        seconds = time.perf_counter() - began
-        found[work] = {"tokens_per_s": count / seconds, "cpu_s": time.process_time() - cpu, "wall_s": seconds}
+        cpu, seconds, nbytes = time.process_time(), 0.0, 0
+        for _ in range(2):
+            began, before = time.perf_counter(), model.store.reader.statistics().bytes if model.store else 0
+            if work == "prefill":
+                session.prefill()
+            else:
+                for index in range(count):
+                    session.step(index)
+            seconds = time.perf_counter() - began
+            nbytes = model.store.reader.statistics().bytes - before if model.store else 0
+        used = (time.process_time() - cpu) / 2
+        found[work] = {"tokens_per_s": count / seconds, "cpu_s": used, "wall_s": seconds, "read_bytes": nbytes}
     if model.store is not None:
         found["hit_rate"] = model.store.statistics.hits / max(
             1, model.store.statistics.hits + model.store.statistics.misses

@@ -2,8 +2,8 @@
 
     python bench/peers/k2_gguf.py Q4_0 FILE [--dense 1 --mixtures 2 --experts 48 --vocabulary 1024]
 
-Needs `pip install gguf`. One block of random bytes is repeated: what the numbers are makes no difference to speed, as
-long as none is a NaN.
+Needs `pip install gguf`. A block of random numbers is repeated: what they are makes no difference to speed, as long as
+none is a NaN and their mean is 0; else all tokens would look alike behind a few layers, and choose the same experts.
 """
 
 from __future__ import annotations
@@ -17,14 +17,18 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from baltoro.config import ModelConfig
 
-POOL = 2**17  # distinct blocks of weights
+POOL = 2**22 + 1  # distinct blocks of weights; odd, so that no two rows or experts are alike
 
 
 def blocks(kind: GGMLQuantizationType, rows: int, columns: int) -> np.ndarray:
     """(rows, bytes of a row)"""
     size, nbytes = GGML_QUANT_SIZES[kind]
     count = rows * columns // size
-    pool = np.random.default_rng(0).integers(0, 256, (min(count, POOL), nbytes), dtype=np.uint8)
+    random, shape = np.random.default_rng(0), (min(count, POOL), nbytes)
+    if kind is GGMLQuantizationType.Q8_0:
+        pool = random.integers(-127, 128, shape, dtype=np.int8).view(np.uint8)
+    else:  # Q4_0: two halves a byte, from which 8 is subtracted
+        pool = random.integers(1, 16, shape, dtype=np.uint8) * 16 + random.integers(1, 16, shape, dtype=np.uint8)
     pool[:, :2] = np.frombuffer(np.float16(0.002).tobytes(), np.uint8)  # the block's scale
     return np.resize(pool, (count, nbytes)).reshape(rows, -1)
 
