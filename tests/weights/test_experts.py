@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from baltoro.config import ModelConfig
-from baltoro.errors import CheckpointError
+from baltoro.errors import CheckpointError, ReadError
+from baltoro.kernels.reader import Ticket
 from baltoro.weights import eviction
 from baltoro.weights.blocks import expert_block
 from baltoro.weights.checkpoint import Checkpoint
@@ -123,3 +125,33 @@ def test_files_of_two_formats_are_refused(packed: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=r"in other parts than the first one|is not in|is both in"):
         list(store_of(mixed, 4).take(2, [0]))
+
+
+@pytest.mark.parametrize("failing", range(4))
+def test_a_read_that_fails_ends_its_step_and_nothing_else(
+    packed: Path, failing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk's error reaches who asked; its slot is free again, and the next step reads anew."""
+    truth, store, waits = contents(packed), store_of(packed, 4), count()
+    wait = Ticket.wait
+
+    def broken(self: Ticket) -> None:
+        wait(self)
+        if next(waits) == failing:
+            raise ReadError("Input/output error", hint="check the disk")
+
+    monkeypatch.setattr(Ticket, "wait", broken)
+
+    def read(layer: int, wanted: list[int]) -> int:
+        found = 0
+        for some, places in store.take(layer, wanted, in_order=True):
+            for expert, place in zip(some, places, strict=True):
+                assert store.blocks[place].numpy().tobytes() == truth[layer, expert]
+                found += 1
+        return found
+
+    with pytest.raises(ReadError, match="Input/output error"):
+        read(1, [0, 1, 2, 3])
+    for layer in (1, 2, 1):
+        assert read(layer, [0, 1, 2, 3]) == 4, "a slot was lost"
+    store.close()
