@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import closing
@@ -53,6 +54,15 @@ def _open(
     return llm
 
 
+def _connect(model: str, upstreams: list[str], *, max_context: int | None) -> LLM:
+    from baltoro.llm import LLM
+
+    typer.echo(f"asking {', '.join(upstreams)} ...", err=True)
+    llm = LLM.connect(model, upstreams, max_context=max_context, key=os.environ.get("BALTORO_UPSTREAM_KEY"))
+    typer.echo(f"context {llm.max_context} tokens", err=True)
+    return llm
+
+
 @app.command()
 def serve(
     model: OptionalModel = "nano",
@@ -67,6 +77,14 @@ def serve(
     expert_memory: ExpertMemory = None,
     trace: TraceFile = None,
     threads: Threads = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Compute nothing here: send token ids to this running vLLM, SGLang or llama-server; repeatable. What "
+            "BALTORO_UPSTREAM_KEY holds goes along as bearer token.",
+        ),
+    ] = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
 ) -> None:
     """Serve MODEL over the API of OpenAI.
@@ -77,10 +95,19 @@ def serve(
     from baltoro.server.app import Served, create_app
 
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
-    opened = _open(
-        model, max_context=max_context, max_running=max_running, threads=threads, format=format,
-        expert_memory=expert_memory, trace=trace,
-    )  # fmt: skip
+    if upstream:
+        local = {"max-running": max_running, "format": format, "expert-memory": expert_memory, "trace": trace,
+                 "threads": threads}  # fmt: skip
+        if given := [f"--{name}" for name, value in local.items() if value is not None]:
+            raise typer.BadParameter(
+                "is for a model that runs here, not behind --upstream", param_hint=", ".join(given)
+            )
+        opened = _connect(model, upstream, max_context=max_context)
+    else:
+        opened = _open(
+            model, max_context=max_context, max_running=max_running, threads=threads, format=format,
+            expert_memory=expert_memory, trace=trace,
+        )  # fmt: skip
     with closing(opened) as llm:
         served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
         url = listen.url(host, sockets[0])
