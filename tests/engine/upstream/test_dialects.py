@@ -101,6 +101,7 @@ def test_llama_server_counts_what_it_does_not_tell() -> None:
     assert not read({"tokens": [1], "tokens_predicted": 1, "stop": False}).missed
     assert read({"tokens": [3], "tokens_predicted": 3, "stop": False}).missed
     assert read({"tokens": [], "tokens_predicted": 4, "stop": True}).missed
+    assert LlamaServer(50).reader()({"tokens": [], "tokens_predicted": 1, "stop": True}).missed
 
 
 @given(st.integers(-(2**63), 2**64 - 1))

@@ -57,6 +57,13 @@ def test_a_conversation_stays_where_it_is(first: list[int], turns: list[list[int
         assert router.choose(prompt, busy, range(count)) == home
 
 
+def test_a_cache_is_worth_the_slack_and_not_one_request_more() -> None:
+    for extra, wanted in ((0, 1), (1, 0)):
+        router = Router(block_tokens=4, slack=3)
+        assert router.choose([1] * 8, [1, 0], range(2)) == 1
+        assert router.choose([1] * 8, [2, 2 + 3 + extra], range(2)) == wanted
+
+
 def test_without_a_known_beginning_work_is_spread_evenly() -> None:
     router, running = Router(), [0, 0, 0]
     for number in range(30):
