@@ -45,7 +45,7 @@ from baltoro.engine.request import Constraint, Request, Step
 from baltoro.errors import CheckpointError, ContextError, EngineError, RequestError, TokenizerError
 
 if TYPE_CHECKING:
-    from baltoro.engine.engine import Engine
+    from baltoro.engine.verbs import AnyEngine
     from baltoro.kernels.formats import Format
 
 Item = TypeVar("Item")
@@ -90,7 +90,7 @@ class ChatModel(Protocol):
 class LLM:
     """One model behind one engine. Every method may be called from any thread."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(self, engine: AnyEngine, tokenizer: Tokenizer, name: str) -> None:
         check_vocabulary(tokenizer, engine.vocab_size)
         self.engine = engine
         self.tokenizer = tokenizer
@@ -200,6 +200,31 @@ class LLM:
                 recorder.close()
                 trace.unlink()
             raise
+        return cls(engine, tokenizer, str(model))
+
+    @classmethod
+    def connect(
+        cls, model: str | Path, upstreams: Sequence[str], *, max_context: int | None = None, key: str | None = None
+    ) -> Self:
+        """A model that runs behind `upstreams`, URLs of vLLM, SGLang or llama-server; language and grammar are here.
+
+        `model`: its directory, of which config.json and tiktoken.model are read, never a weight.
+        """
+        from baltoro.config import ModelConfig, resolve
+        from baltoro.engine.remote import RemoteEngine
+
+        directory = resolve(model)
+        config = ModelConfig.open(directory)
+        tokenizer = Tokenizer.open(directory if directory.is_dir() else directory.parent)
+        check_vocabulary(tokenizer, config.vocab_size)
+        longest = max_context or config.max_position_embeddings
+        engine = RemoteEngine(upstreams, vocab_size=config.vocab_size, max_context=longest, key=key)
+        if max_context is not None and engine.max_context < max_context:
+            engine.stop()
+            raise EngineError(
+                f"max_context is {max_context}, expected at most {engine.max_context}, which the upstreams allow",
+                hint="start them with a larger one",
+            )
         return cls(engine, tokenizer, str(model))
 
     @property

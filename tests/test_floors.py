@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "baltoro"
 
 # Ground first. Rooms of one floor do not know each other, except on the ground: config raises errors.
 FLOORS = [
-    {"errors", "sizes", "bar", "config", "config_rules", "counts"},
+    {"errors", "sizes", "bar", "structure", "config", "config_rules", "counts"},
     {"kernels", "chat", "plan"},
     {"weights"},
     {"model"},

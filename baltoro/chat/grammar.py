@@ -24,9 +24,10 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from numpy.typing import NDArray
 
 from baltoro.chat import schema
-from baltoro.chat.messages import Tool, ToolChoice
+from baltoro.chat.messages import Json, Tool, ToolChoice
 from baltoro.chat.tokenizer import Tokenizer
 from baltoro.errors import EngineError, RequestError, SchemaError
+from baltoro.structure import Document, Structure, Tag, Tagged
 
 Mask = NDArray[np.bool_]  # (V,)
 
@@ -88,7 +89,7 @@ class Grammar:
         `parallel`: more than one call in this answer. Without tools, or with choice none, only text is allowed.
         `endless`: text goes on behind [EOS] and <|im_end|>, as the request ignores them; behind calls only they come.
         """
-        callable_tools: dict[str, LLMatcher] = {}
+        callable_tools: dict[str, _Parameters] = {}
         for place, tool in enumerate(tools):
             where = f"tools[{place}].function"
             if not tool.name or any(character.isspace() for character in tool.name):
@@ -119,10 +120,10 @@ class Grammar:
         mask[list(ids)] = True
         return mask
 
-    def _arguments(self, tool: Tool, param: str) -> LLMatcher:
+    def _arguments(self, tool: Tool, param: str) -> _Parameters:
         lowered = schema.lower(tool.parameters, tool=tool.name, param=param)
-        try:
-            return self._matcher(json.dumps(lowered, ensure_ascii=False))  # in order: it is the order of the arguments
+        try:  # in order: it is the order of the arguments
+            return _Parameters(lowered, self._matcher(json.dumps(lowered, ensure_ascii=False)))
         except (ValueError, TypeError) as error:
             raise SchemaError(
                 f"tool {tool.name!r}: its parameters cannot be compiled: {error}",
@@ -150,7 +151,7 @@ class ToolConstraint:
     def __init__(
         self,
         grammar: Grammar,
-        tools: Mapping[str, LLMatcher],
+        tools: Mapping[str, _Parameters],
         *,
         must_call: bool,
         next_index: int,
@@ -165,6 +166,7 @@ class ToolConstraint:
         self._endless = endless
         self._header = _Header()
         self._arguments: LLMatcher | None = None
+        self._begun: str | None = None  # the tool whose arguments are next, none of their tokens said
         words = -(-grammar.tokenizer.vocab_size // 32)
         self._bits = np.zeros(words, np.int32)  # llguidance writes here
         self._flags = np.zeros((words * 4, 8), np.bool_)
@@ -200,13 +202,15 @@ class ToolConstraint:
                 self._place, self._header = _Place.HEADER, self._headers()
             case _Place.HEADER if token == t.tool_call_argument_begin:
                 assert self._header.tool is not None
-                self._place, self._arguments = _Place.ARGUMENTS, self._tools[self._header.tool].deep_copy()
+                self._place, self._begun = _Place.ARGUMENTS, self._header.tool
+                self._arguments = self._tools[self._begun].matcher.deep_copy()
             case _Place.HEADER:
                 self._header = self._header.then[token]
             case _Place.ARGUMENTS if token == t.tool_call_end:
                 self._place, self._next_index = _Place.CALLED, self._next_index + 1
             case _Place.ARGUMENTS:
                 assert self._arguments is not None
+                self._begun = None
                 if not self._arguments.consume_token(token):
                     raise EngineError(f"the grammar refused token {token}: {self._arguments.get_error()}")
             case _Place.CALLED if token == t.tool_calls_section_end:
@@ -235,7 +239,7 @@ class ToolConstraint:
                     found.append(token)
                 case _Place.HEADER if header.tool is not None and not header.then:
                     found.append(t.tool_call_argument_begin)
-                    place, arguments = _Place.ARGUMENTS, self._tools[header.tool]
+                    place, arguments = _Place.ARGUMENTS, self._tools[header.tool].matcher
                 case _Place.ARGUMENTS:
                     assert arguments is not None
                     found += arguments.compute_ff_tokens()
@@ -252,6 +256,26 @@ class ToolConstraint:
                 case _:
                     break
         return found[:most]
+
+    def describe(self) -> Structure | None:
+        """What may follow, for an engine with a grammar of its own; None in the middle of a call.
+
+        It says less than the masks: not in which tokens, and of a second call in the same section nothing.
+        """
+        if self._place is _Place.ARGUMENTS and self._begun is not None:
+            return Document(schema=self._tools[self._begun].schema)
+        if self._place is not _Place.TEXT or not self._tools:
+            return None
+        t = self._grammar.tokenizer
+        section, call, argument, end = (
+            t.token_bytes(token).decode()
+            for token in (t.tool_calls_section_begin, t.tool_call_begin, t.tool_call_argument_begin, t.tool_call_end)
+        )
+        tags = (
+            Tag(begin=f"{section}{call}functions.{name}:{self._next_index}{argument}", schema=tool.schema, end=end)
+            for name, tool in self._tools.items()
+        )
+        return Tagged(trigger=section, tags=tuple(tags))
 
     def _headers(self) -> _Header:
         """The trie of what may be called next."""
@@ -270,6 +294,14 @@ class ToolConstraint:
             raise EngineError(f"the grammar gave up: {self._arguments.get_error()}", hint="simplify the tool's schema")
         np.take(_FLAGS, self._bits.view(np.uint8), axis=0, out=self._flags, mode="clip")  # clip: no buffering
         return self._scratch
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameters:
+    """Of a tool."""
+
+    schema: Mapping[str, Json]  # lowered
+    matcher: LLMatcher  # at the beginning; copied for every call
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from contextlib import closing
@@ -70,6 +71,15 @@ def _open(
     return llm
 
 
+def _connect(model: str, upstreams: list[str], *, max_context: int | None) -> LLM:
+    from baltoro.llm import LLM
+
+    typer.echo(f"asking {', '.join(upstreams)} ...", err=True)
+    llm = LLM.connect(model, upstreams, max_context=max_context, key=os.environ.get("BALTORO_UPSTREAM_KEY"))
+    typer.echo(f"context {llm.max_context} tokens", err=True)
+    return llm
+
+
 @app.command()
 def serve(
     model: OptionalModel = "nano",
@@ -87,6 +97,14 @@ def serve(
     prefix_cache_size: PrefixSize = None,
     no_prefix_cache: NoPrefixCache = False,
     threads: Threads = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Compute nothing here: send token ids to this running vLLM, SGLang or llama-server; repeatable. What "
+            "BALTORO_UPSTREAM_KEY holds goes along as bearer token.",
+        ),
+    ] = None,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
 ) -> None:
     """Serve MODEL over the API of OpenAI.
@@ -101,11 +119,21 @@ def serve(
     if prefix_cache_size is not None and prefix_cache is None:
         raise typer.BadParameter("how large what may be? name a DIR", param_hint="--prefix-cache-size")
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
-    opened = _open(
-        model, max_context=max_context, max_running=max_running, threads=threads, format=format,
-        expert_memory=expert_memory, trace=trace, prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache,
-        prefix_disk_bytes=prefix_cache_size,
-    )  # fmt: skip
+    if upstream:
+        local = {"max-running": max_running, "format": format, "expert-memory": expert_memory, "trace": trace,
+                 "threads": threads, "prefix-cache": prefix_cache}  # fmt: skip
+        given = [f"--{name}" for name, value in local.items() if value is not None]
+        if given := given + ["--no-prefix-cache"] * no_prefix_cache:
+            raise typer.BadParameter(
+                "is for a model that runs here, not behind --upstream", param_hint=", ".join(given)
+            )
+        opened = _connect(model, upstream, max_context=max_context)
+    else:
+        opened = _open(
+            model, max_context=max_context, max_running=max_running, threads=threads, format=format,
+            expert_memory=expert_memory, trace=trace, prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache,
+            prefix_disk_bytes=prefix_cache_size,
+        )  # fmt: skip
     with closing(opened) as llm:
         served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
         url = listen.url(host, sockets[0])

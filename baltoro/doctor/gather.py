@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from baltoro import counts
 from baltoro.chat.messages import Message
 from baltoro.chat.template import render
-from baltoro.config import resolve
+from baltoro.config import ModelConfig, resolve
 from baltoro.doctor import process, reads, roofs
 from baltoro.doctor.facts import Facts, Store
 from baltoro.doctor.replays import replays
@@ -80,8 +80,9 @@ def gather(
         if facts.store is None:
             return facts
         affordable = facts.store.slots + facts.spare_bytes // facts.store.block_bytes
+        config = ModelConfig.open(resolve(model))
         found = replays(
-            Reader(trace), llm.engine.model.config, format=facts.format, slots=facts.store.slots,
+            Reader(trace), config, format=facts.format, slots=facts.store.slots,
             block_bytes=facts.store.block_bytes, affordable=affordable, warm_steps=tokens, earlier=earlier,
             smaller=[name for name, _ in facts.smaller_formats],
         )  # fmt: skip
@@ -90,6 +91,7 @@ def gather(
 
 def _run(llm: LLM, name: str, tokens: int, load_s: float, say: Say) -> tuple[Facts, Counter[Key]]:
     engine = llm.engine
+    assert isinstance(engine, Engine)
     model, store = engine.model, engine.store
     config, threads, format = model.config, torch.get_num_threads(), reads.format_of(model)
     if store is not None:

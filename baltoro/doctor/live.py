@@ -80,6 +80,9 @@ def between(url: str, first: Document, second: Document) -> Activity:
     try:
         seconds = second["clock_s"] - first["clock_s"]
         began, ended = first["engine"], second["engine"]
+        if upstreams := ended.get("upstreams"):
+            names = ", ".join(each["url"] for each in upstreams)
+            raise BaltoroError(f"{url} computes nothing itself", hint=f"its upstreams do: {names}")
         if seconds <= 0 or ended["steps"] < began["steps"]:
             raise BaltoroError(f"{url} was started anew between two looks", hint="once more")
         steps, generated, prefilled, preemptions, failed = (
@@ -104,7 +107,7 @@ def between(url: str, first: Document, second: Document) -> Activity:
             failed_steps=failed,
             store=store,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise BaltoroError(f"{url}/stats is of another version: {error!r}", hint="update the older one") from error
 
 

@@ -16,6 +16,7 @@ from baltoro.chat.grammar import Grammar, ToolConstraint
 from baltoro.chat.messages import Tool, ToolCall, ToolChoice
 from baltoro.chat.parser import Parser, fold
 from baltoro.errors import RequestError, SchemaError
+from baltoro.structure import Document, Tagged
 from tests import vocabulary
 
 T = vocabulary.tokenizer()
@@ -391,3 +392,28 @@ def test_a_single_tool_is_foreseen_up_to_its_first_value() -> None:
     )  # whether a blank follows the colon is the model's choice, and so is the token that ends the key
     assert follow(rules, text + '": "Rom"}') > len(T.encode_with_specials(text))
     assert rules.forced(10) == [T.tool_call_end, T.tool_calls_section_end, T.im_end]
+
+
+# ── what it says of itself ───────────────────────────────────────────────────────────────────────
+
+
+def test_a_constraint_describes_what_may_follow_where_it_can() -> None:
+    """Walked through one call: whoever follows the description meets no mask that forbids it."""
+    rules = constraint(tool("weather", CITY), tool("time", {}), next_index=3)
+    described = rules.describe()
+    assert isinstance(described, Tagged)
+    assert described.trigger == "<|tool_calls_section_begin|>"
+    assert [tag.begin.removeprefix(described.trigger) for tag in described.tags] == [
+        f"<|tool_call_begin|>functions.{name}:3<|tool_call_argument_begin|>" for name in ("weather", "time")
+    ]
+    tag = described.tags[0]
+    for token in T.encode_with_specials(tag.begin):
+        assert token in allowed(rules)
+        rules.advance(token)
+    document = rules.describe()
+    assert document == Document(schema=tag.schema)
+    for token in T.encode_with_specials('{"city": "a"}' + tag.end):
+        assert token in allowed(rules)
+        rules.advance(token)
+        assert rules.describe() is None, "in the middle of a call it has no words"
+    assert constraint().describe() is None, "there are no tools"

@@ -95,3 +95,10 @@ def test_a_server_that_is_none_of_ours_is_explained() -> None:
 def test_a_server_that_was_started_anew_is_told() -> None:
     with pytest.raises(BaltoroError, match="started anew"):
         live.between("url", look(9.0, steps=5), look(10.0, steps=1))
+
+
+def test_a_server_that_stands_before_others_is_told() -> None:
+    second = look(10.0)
+    second["engine"] = {"generated_tokens": 3, "upstreams": [{"url": "http://a:1"}, {"url": "http://b:2"}]}
+    with pytest.raises(BaltoroError, match=r"(?s)computes nothing itself.*http://a:1, http://b:2"):
+        live.between("url", look(9.0), second)
