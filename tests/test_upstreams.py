@@ -61,7 +61,7 @@ def nano() -> Engine:
 
 @pytest.fixture(scope="module")
 def own() -> Iterator[LLM]:
-    with closing(LLM.open("nano", max_context=1024)) as llm:
+    with closing(LLM.open("nano", max_context=1024, dtype="float32", prefix_cache=False)) as llm:
         yield llm
 
 
