@@ -44,7 +44,8 @@ def _open(
     prefix_dir: Path | None = None,
     prefix_disk_bytes: int | None = None,
 ) -> LLM:
-    from baltoro.llm import LLM, PREFIX_DISK_BYTES
+    from baltoro.llm import LLM
+    from baltoro.start import PREFIX_DISK_BYTES
 
     began = time.monotonic()
     typer.echo(f"loading {model} ...", err=True)

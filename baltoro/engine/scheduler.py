@@ -17,56 +17,13 @@ waiting, the oldest always moves on, and every request ends.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from baltoro.engine.cache import Pages
-from baltoro.engine.penalties import Penalties
-from baltoro.engine.request import Request
-from baltoro.engine.speculative import Drafter
-from baltoro.engine.spill import Restore, Spill
+from baltoro.engine.sequence import Chunk, Sequence
+from baltoro.engine.spill import Spill
 
 REPLAYED = 64  # generated tokens of one sequence in a step: each attends by itself, and has a list of all before it
 SCORED_TOKENS = 256  # of a prompt whose log-probabilities are wanted, in one step: K2's logits of these take 168 MB
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A request under way."""
-
-    request: Request
-    tokens: list[int]  # the prompt and what was generated
-    seed: int
-    penalties: Penalties | None = None
-    cached: int = 0  # tokens whose latents lie in its pages
-    scored: int = 0  # positions of the prompt after which the next token's log-probability has been reported
-    drafter: Drafter | None = None  # guesses what comes next
-    reused: int | None = None  # of these, prompt tokens that it found there when it first ran
-    restore: Restore | None = None  # pages that it waits for
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
-
-
-class Chunk(NamedTuple):
-    """Tokens start:stop of a sequence, to run in this step, all of its prompt or all generated.
-
-    The last of its tokens asks for a new one.
-    """
-
-    sequence: Sequence
-    start: int
-    stop: int
-    drafts: tuple[int, ...] = ()  # what may come next, to run behind them; only behind the last one
-
-    @property
-    def is_last(self) -> bool:
-        return self.stop == len(self.sequence.tokens)
-
-    @property
-    def is_generated(self) -> bool:
-        return self.start >= len(self.sequence.request.prompt)
 
 
 class Scheduler:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from baltoro.config import ModelConfig
 from baltoro.engine import sampler
-from baltoro.engine.engine import EngineConfig
+from baltoro.engine.config import EngineConfig
 from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import FinishReason, Request, SamplingParams, Step
 from baltoro.model.batch import Batch, LatentCache

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from baltoro.engine.engine import Engine, EngineConfig, page_bytes
+from baltoro.engine.config import EngineConfig, page_bytes
+from baltoro.engine.engine import Engine
 from baltoro.engine.request import FinishReason
 from baltoro.errors import ContextError, EngineError, RequestError
 from tests.engine import fake
@@ -352,7 +353,7 @@ def test_stop_drains_what_is_there_and_takes_nothing_new():
     assert fence.reached.wait(10)
     stopping = threading.Thread(target=engine.stop)
     stopping.start()
-    while not engine._closed:
+    while not engine._orders.closed:
         time.sleep(0.001)
     with pytest.raises(EngineError, match="stopped"):
         engine.submit(request([1])[0])
@@ -425,7 +426,7 @@ def test_health_sees_a_stuck_step_and_a_dead_thread_and_not_mere_idleness():
     assert engine.healthy
 
     req, listener = request([1])
-    engine._pack = None  # a bug of ours
+    engine._loop.scheduler.next = None  # a bug of ours
     engine.submit(req)
     assert listener.wait().finish is FinishReason.ERROR
     engine._thread.join(10)

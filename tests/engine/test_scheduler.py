@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baltoro.engine.cache import Pages
-from baltoro.engine.scheduler import Scheduler, Sequence
+from baltoro.engine.scheduler import Scheduler
+from baltoro.engine.sequence import Sequence
 from tests.engine import fake
 
 

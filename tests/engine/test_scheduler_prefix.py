@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from baltoro.engine.cache import Pages
 from baltoro.engine.prefix import PrefixTree
-from baltoro.engine.scheduler import Scheduler, Sequence
+from baltoro.engine.scheduler import Scheduler
+from baltoro.engine.sequence import Sequence
 from baltoro.engine.spill import Restore
 from tests.engine import fake
 

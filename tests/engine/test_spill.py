@@ -272,7 +272,7 @@ with Engine(HashModel(), engine_config(12), files=files(Path(sys.argv[1]))) as e
     ask(engine, [*SYSTEM, 5])
     for index in range(10**6):
         ask(engine, [index % 50, index // 50 % 50, *range(20)], max_tokens=1)
-        print(len(list(engine._spill.files.folder.glob("*.page"))), flush=True)
+        print(len(list(engine._loop.spill.files.folder.glob("*.page"))), flush=True)
 """
 
 
