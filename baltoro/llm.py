@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import suppress
 from dataclasses import asdict
@@ -68,17 +69,23 @@ class ChatModel(Protocol):
 class LLM:
     """One model behind one engine. Every method may be called from any thread."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, name: str) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, name: str, *, request_timeout_s: float | None = None
+    ) -> None:
+        """request_timeout_s: what each request has from here to its end; then it ends with a DeadlineError."""
         start.check_vocabulary(tokenizer, engine.vocab_size)
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
+        self._request_timeout_s = request_timeout_s
         self._grammar = Grammar(tokenizer)
 
     @classmethod
-    def open(cls, model: str | Path = "nano", **settings: Unpack[Settings]) -> Self:
+    def open(
+        cls, model: str | Path = "nano", *, request_timeout_s: float | None = None, **settings: Unpack[Settings]
+    ) -> Self:
         """A checkpoint directory or a preset, loaded and running."""
-        return cls(*start.engine(model, **settings), str(model))
+        return cls(*start.engine(model, **settings), str(model), request_timeout_s=request_timeout_s)
 
     @property
     def max_context(self) -> int:
@@ -90,11 +97,12 @@ class LLM:
 
     def statistics(self) -> dict[str, Json]:
         """Since the start. `store` is None where every expert is in memory."""
+        engine = asdict(self.engine.statistics()) | self.engine.observed()
         store = self.engine.store
         used: dict[str, Json] | None = None
         if store is not None:
             used = {"slots": store.slots, "budget_bytes": store.budget_bytes, **asdict(store.statistics)}
-        return {"max_context": self.max_context, "engine": asdict(self.engine.statistics()), "store": used}
+        return {"max_context": self.max_context, "engine": engine, "store": used}
 
     def close(self) -> None:
         """Requests under way end with an error; a server drains before it calls this."""
@@ -185,6 +193,8 @@ class LLM:
             sampling=sampling,
             sink=sink,
             constraint=constraint,
+            priority=wishes.priority,
+            deadline=None if self._request_timeout_s is None else time.monotonic() + self._request_timeout_s,
             prompt_logprobs=wishes.logprobs if echo else None,
         )
 

@@ -31,6 +31,8 @@ class Settings(TypedDict, total=False):
 
     max_context: int | None  # tokens of prompt and answer
     max_running: int | None  # requests decoded together
+    max_waiting: int | None  # requests in the queue, see EngineConfig
+    stuck_after_s: float  # a step that lasts longer never ends, see engine/supervisor.py
     cache_bytes: int | None  # of latents; packed models cache in bfloat16, others in `dtype`
     # What the model computes in, float32 or bfloat16. None takes bfloat16 for large models in bfloat16, else float32.
     dtype: str | None
@@ -42,6 +44,7 @@ class Settings(TypedDict, total=False):
     # where they fit into what is free, and else what is left beside everything else.
     expert_memory: int | None
     trace: Path | None  # a new file for which experts are chosen, see weights/trace.py
+    trace_steps: Path | None  # a new file for steps and requests, see engine/timeline.py
     prefix_cache: bool  # prompts that begin alike are computed once, see engine/prefix.py
     prefix_dir: Path | None  # keeps prefixes that memory has no room for, and beyond the end of this process
     prefix_disk_bytes: int  # the most they may take
@@ -52,12 +55,15 @@ def engine(
     *,
     max_context: int | None = None,
     max_running: int | None = None,
+    max_waiting: int | None = None,
+    stuck_after_s: float = 600.0,
     cache_bytes: int | None = None,
     dtype: str | None = None,
     format: Format | None = None,
     threads: int | None = None,
     expert_memory: int | None = None,
     trace: Path | None = None,
+    trace_steps: Path | None = None,
     prefix_cache: bool = True,
     prefix_dir: Path | None = None,
     prefix_disk_bytes: int = PREFIX_DISK_BYTES,
@@ -72,6 +78,7 @@ def engine(
 
     from baltoro.engine.config import EngineConfig
     from baltoro.engine.engine import Engine
+    from baltoro.engine.timeline import Timeline
     from baltoro.kernels import cpus
     from baltoro.model.load import load
     from baltoro.weights import fit
@@ -100,12 +107,15 @@ def engine(
         cache_bytes=cache_bytes,
         cache_dtype=cache_dtype,
         max_running=running,
+        max_waiting=max_waiting,
+        stuck_after_s=stuck_after_s,
         max_context=max_context,
         prefix_cache=prefix_cache,
     )
     files = None
     if prefix_dir is not None:
         files = _prefix_files(prefix_dir, prefix_disk_bytes, directory, tokenizer, engine_config, f"{packed} {dtype}")
+    timeline = Timeline(trace_steps) if trace_steps else None
     recorder = Writer(trace, Header.of(config, Path(model).name)) if trace else None
     try:
         running_engine = Engine(
@@ -113,6 +123,7 @@ def engine(
             engine_config,
             trace=recorder,
             files=files,
+            timeline=timeline,
         )
     except BaseException:
         if files is not None:
@@ -120,6 +131,9 @@ def engine(
         if recorder is not None and trace is not None:  # the same command may be given again
             recorder.close()
             trace.unlink()
+        if timeline is not None and trace_steps is not None:
+            timeline.close()
+            trace_steps.unlink()
         raise
     return running_engine, tokenizer
 

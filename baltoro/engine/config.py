@@ -19,17 +19,31 @@ class EngineConfig:
     cache_dtype: torch.dtype = torch.bfloat16
     page_tokens: int = 64  # positions in a page; a sequence wastes half a page on average
     max_running: int = 32  # sequences decoded together
+    max_waiting: int | None = None  # requests in the queue; one more is refused with QueueFull. None: no limit
     prefill_tokens: int = 2048  # prompt tokens taken into one step; bounds how long a decoding sequence waits
     prefix_cache: bool = True  # prompts that begin alike share pages, and what others computed is used again
     max_context: int | None = None  # prompt and answer, tokens; None: what the model and the cache allow
     speculate: bool = True  # guess what comes next where grammar or text tell; what is said stays the same
-    stuck_after_s: float = 600.0  # a step that lasts longer makes the engine unhealthy
+    max_restarts: int = 3  # of an engine that failed, within ten minutes; then it is dead
+    restart_after_s: float = 1.0  # before the first of these, twice as long before each other
+    stuck_after_s: float = 600.0  # a step that lasts longer never ends, as far as we know: the engine is dead
 
     def __post_init__(self) -> None:
-        for name in ("cache_bytes", "page_tokens", "max_running", "prefill_tokens", "max_context", "stuck_after_s"):
+        for name in (
+            "cache_bytes",
+            "page_tokens",
+            "max_running",
+            "max_waiting",
+            "prefill_tokens",
+            "max_context",
+            "stuck_after_s",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise EngineError(f"EngineConfig.{name} is {value}, expected a positive number")
+        for name in ("max_restarts", "restart_after_s"):
+            if getattr(self, name) < 0:
+                raise EngineError(f"EngineConfig.{name} is {getattr(self, name)}, expected at least 0")
 
 
 def page_bytes(model: ModelConfig, config: EngineConfig) -> int:

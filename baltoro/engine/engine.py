@@ -7,39 +7,42 @@ the engine's thread     engine/loop.py: orders -> scheduler -> pack -> model -> 
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from baltoro.engine.config import EngineConfig, max_context, page_bytes
 from baltoro.engine.loop import Loop
+from baltoro.engine.observe import Observer
 from baltoro.engine.orders import Orders
-from baltoro.engine.output import tell
 from baltoro.engine.prefix_files import PrefixFiles
-from baltoro.engine.request import FinishReason, Request, Step
+from baltoro.engine.request import Request
 from baltoro.engine.sequence import Sequence
-from baltoro.engine.statistics import Statistics
+from baltoro.engine.statistics import COUNTERS, Statistics
+from baltoro.engine.supervisor import Supervisor
+from baltoro.engine.timeline import Timeline
 from baltoro.errors import ContextError, EngineError, RequestError
 from baltoro.model.transformer import Transformer
 from baltoro.weights.experts import ExpertStore
 from baltoro.weights.trace import Writer
-
-_log = logging.getLogger(__name__)
-
-FAILURES_IN_A_ROW = 3  # forwards that must fail one after the other before the engine calls itself unhealthy
 
 
 class Engine:
     """Runs requests on a thread of its own until `stop`. Every method may be called from any thread."""
 
     def __init__(
-        self, model: Transformer, config: EngineConfig, *, trace: Writer | None = None, files: PrefixFiles | None = None
+        self,
+        model: Transformer,
+        config: EngineConfig,
+        *,
+        trace: Writer | None = None,
+        files: PrefixFiles | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
         """trace: gets the experts that every forward chose
         files: pages of the prefix tree that are evicted, or there at the end, go there; they may come back
-        Both, and the model's store, are closed when the thread ends.
+        timeline: gets every step and request, for Perfetto
+        All of them, and the model's store, are closed when the thread ends.
         """
         if files is not None and not config.prefix_cache:
             raise EngineError("files for a prefix cache that is switched off", hint="EngineConfig.prefix_cache")
@@ -49,11 +52,17 @@ class Engine:
         self._config = config
         self._trace = trace
         self._files = files
-        self._orders = Orders()
-        self._loop = Loop(model, config, self._orders, trace=trace, files=files)
-        self._last_error = ""
-        self._thread = threading.Thread(target=self._run, name="baltoro-engine", daemon=True)
-        self._thread.start()
+        self._orders = Orders(config.max_waiting)
+        self._observer = Observer(timeline)
+        self._supervisor = Supervisor(
+            lambda: Loop(model, config, self._orders, self._observer, trace=trace, files=files),
+            self._orders,
+            self._observer,
+            max_restarts=config.max_restarts,
+            restart_after_s=config.restart_after_s,
+            stuck_after_s=config.stuck_after_s,
+            close=self._close,
+        )
 
     # ── what callers do ──────────────────────────────────────────────────────────────────────────
 
@@ -70,13 +79,13 @@ class Engine:
         """Take nothing new, and return when the thread has ended.
 
         With `drain` the requests under way finish first, for `timeout_s` at most; without, or when that is over,
-        they end with ERROR. Called by a sink, on the engine's own thread, it returns at once.
+        they end with ERROR. Called by a sink, on the engine's own thread, it returns at once; so it does when a step is
+        stuck, which nothing can end.
         """
         self._orders.close(abandon=not drain)
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self._supervisor.thread:
             return
-        self._thread.join(timeout_s if drain else None)
-        if self._thread.is_alive():
+        if not self._supervisor.join(timeout_s if drain else None):
             self.stop(drain=False)
 
     def __enter__(self) -> Self:
@@ -106,41 +115,44 @@ class Engine:
 
     @property
     def fault(self) -> str | None:
-        """Why the engine does not answer; None while it does. Looks at the loop itself, not at a flag it left."""
-        if not self._thread.is_alive():
-            return f"the engine's thread has ended: {self._last_error or 'it was stopped'}"
-        began = self._loop.step_began  # read once: the engine's thread changes it
-        if began is not None and (lasted := time.monotonic() - began) > self._config.stuck_after_s:
-            return f"the current step has lasted {lasted:.0f} s"
-        if self._loop.failures_in_a_row >= FAILURES_IN_A_ROW:
-            return f"{self._loop.failures_in_a_row} steps in a row failed: {self._loop.last_error}"
+        """Why the engine does not answer; None while it does."""
+        if self._supervisor.fault is not None:
+            return self._supervisor.fault
+        if not self._supervisor.thread.is_alive():
+            return "the engine's thread has ended: it was stopped"
         return None
+
+    @property
+    def dead(self) -> threading.Event:
+        """Set when it has given up: it will never answer again, and its process should leave."""
+        return self._supervisor.dead
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it is dead in a step that does not end: neither will its thread, nor will Python by itself."""
+        return self._supervisor.stuck
 
     @property
     def healthy(self) -> bool:
         return self.fault is None
 
     def statistics(self) -> Statistics:
-        loop = self._loop
+        loop, counts = self._supervisor.loop, self._supervisor.retired.copy()
+        if loop is not None:
+            counts.update(loop.counts())
         return Statistics(
-            running=len(loop.scheduler.running),
-            waiting=len(loop.scheduler.waiting) + self._orders.num_arrived,
-            free_pages=loop.pages.num_free,
-            num_pages=loop.pages.num_pages,
-            prefix_pages=loop.tree.num_pages if loop.tree else 0,
-            generated_tokens=loop.output.generated,
-            prefilled_tokens=loop.output.prefilled,
-            steps=loop.steps,
-            drafted_tokens=loop.output.drafted,
-            foreseen_tokens=loop.output.foreseen,
-            preemptions=loop.scheduler.num_preemptions,
-            failed_steps=loop.failed_steps,
-            prefix_hits=loop.scheduler.num_hits,
-            reused_tokens=loop.scheduler.reused_tokens,
-            evicted_pages=loop.pages.num_evicted,
-            spilled_bytes=loop.spill.spilled_bytes if loop.spill else 0,
-            restored_bytes=loop.spill.restored_bytes if loop.spill else 0,
+            running=len(loop.scheduler.running) if loop else 0,
+            waiting=self._orders.num_waiting,
+            free_pages=loop.pages.num_free if loop else 0,
+            num_pages=loop.pages.num_pages if loop else 0,
+            prefix_pages=loop.tree.num_pages if loop and loop.tree else 0,
+            restarts=self._supervisor.num_restarts,
+            **{name: counts[name] for name in COUNTERS},
         )
+
+    def observed(self) -> dict[str, Any]:
+        """Of steps and requests since it started, for JSON: ends, seconds by phase, the last step, histograms."""
+        return self._observer.read()
 
     def _check(self, request: Request) -> None:
         prompt, size = request.prompt, self.vocab_size
@@ -167,23 +179,7 @@ class Engine:
                 f"prompt_logprobs is {request.prompt_logprobs}, expected at least 0", param="prompt_logprobs"
             )
 
-    # ── the engine's thread ──────────────────────────────────────────────────────────────────────
-
-    def _run(self) -> None:
-        whole = False
-        try:
-            self._loop.run()
-            whole = True
-        except (
-            BaseException
-        ) as error:  # the outermost loop of this thread: a bug of ours must not leave callers waiting
-            self._last_error = repr(error)
-            _log.critical("the engine's loop failed", exc_info=True)
-        left = self._orders.end()
-        self._loop.scheduler.clear()  # first, so that who hears of the end finds its pages free
-        for sequence in left:
-            tell(sequence, Step(None, FinishReason.ERROR, EngineError("the engine has stopped")))
-        self._loop.close(keep=whole)
-        for each in (self._trace, self.store, self._files):
+    def _close(self) -> None:
+        for each in (self._trace, self.store, self._files, self._observer.timeline):
             if each is not None:
                 each.close()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from baltoro.engine.cache import Pages
 from baltoro.engine.config import EngineConfig, max_context, page_bytes
+from baltoro.engine.observe import Observer, StepRecord
 from baltoro.engine.orders import Orders
 from baltoro.engine.output import Output
 from baltoro.engine.pack import pack
@@ -28,12 +29,14 @@ from baltoro.engine.request import FinishReason, Step
 from baltoro.engine.scheduler import Scheduler
 from baltoro.engine.sequence import Chunk
 from baltoro.engine.spill import Spill
-from baltoro.errors import EngineError
+from baltoro.errors import DeadlineError, EngineError
 from baltoro.model.batch import Batch, LatentCache
 from baltoro.model.transformer import Observed, Transformer
 from baltoro.weights.trace import Writer
 
 _log = logging.getLogger(__name__)
+
+FAILURES_IN_A_ROW = 3  # forwards that fail one after the other before the loop does
 
 
 class Loop:
@@ -44,6 +47,7 @@ class Loop:
         model: Transformer,
         config: EngineConfig,
         orders: Orders,
+        observer: Observer,
         *,
         trace: Writer | None,
         files: PrefixFiles | None,
@@ -51,6 +55,7 @@ class Loop:
         num_pages = config.cache_bytes // page_bytes(model.config, config)
         self._model = model
         self._orders = orders
+        self._observer = observer
         self._trace = trace
         self._moe_layers = [layer for layer in range(model.config.num_hidden_layers) if model.config.is_moe(layer)]
         self._max_context = max_context(model.config, config)
@@ -66,20 +71,44 @@ class Loop:
         self.scheduler = Scheduler(
             self.pages, max_running=config.max_running, prefill_tokens=config.prefill_tokens, spill=self.spill
         )
-        self.output = Output(self.scheduler, orders, vocab_size=model.config.vocab_size, max_context=self._max_context)
+        self.output = Output(
+            self.scheduler, orders, observer, vocab_size=model.config.vocab_size, max_context=self._max_context
+        )
         self.step_began: float | None = None  # time.monotonic(); None: asleep
-        self.failures_in_a_row = 0
-        self.last_error = ""  # its text: the exception itself would keep the activations of its frames alive
+        self._failures_in_a_row = 0
         self.steps = self.failed_steps = 0
 
     def run(self) -> None:
         """Returns when the orders are at an end."""
-        with torch.inference_mode():
-            while self._take_orders():
-                if chunks := self.scheduler.next():
-                    self._step([self._with_drafts(chunk) for chunk in chunks])
-                else:  # nothing can be computed before a read has finished
-                    self._orders.wait(lambda: not self.scheduler.waits_for_disk)
+        try:
+            with torch.inference_mode():
+                while self._take_orders():
+                    chunks = self.scheduler.next()
+                    self._orders.num_running = len(self.scheduler.running)
+                    if chunks:
+                        self._step([self._with_drafts(chunk) for chunk in chunks])
+                    else:  # nothing can be computed before a read has finished
+                        self._orders.wait(lambda: not self.scheduler.waits_for_disk)
+        finally:
+            self.step_began = None
+
+    def counts(self) -> dict[str, int]:
+        """What it has done, by the names of `Statistics`."""
+        return {
+            "generated_tokens": self.output.generated,
+            "prefilled_tokens": self.output.prefilled,
+            "drafted_tokens": self.output.drafted,
+            "foreseen_tokens": self.output.foreseen,
+            "steps": self.steps,
+            "failed_steps": self.failed_steps,
+            "preemptions": self.scheduler.num_preemptions,
+            "prefix_hits": self.scheduler.num_hits,
+            "queried_tokens": self.scheduler.queried_tokens,
+            "reused_tokens": self.scheduler.reused_tokens,
+            "evicted_pages": self.pages.num_evicted,
+            "spilled_bytes": self.spill.spilled_bytes if self.spill else 0,
+            "restored_bytes": self.spill.restored_bytes if self.spill else 0,
+        }
 
     def close(self, *, keep: bool) -> None:
         """keep: what the prefix tree knows is to be found on disk by the next one."""
@@ -103,6 +132,10 @@ class Loop:
             self.scheduler.add(sequence)
         for sequence in taken.cancelled:
             self.output.end(sequence, Step(None, FinishReason.CANCELLED))
+        for sequence in taken.late:
+            said = f"{sequence.generated} tokens were generated"
+            late = DeadlineError(f"the request's time is over; {said}", hint="ask for less, or serve with more time")
+            self.output.end(sequence, Step(None, FinishReason.ERROR, late))
         return True
 
     def _with_drafts(self, chunk: Chunk) -> Chunk:
@@ -119,7 +152,12 @@ class Loop:
         return chunk._replace(drafts=drafts)
 
     def _step(self, chunks: list[Chunk]) -> None:
+        scheduled = time.monotonic()
         batch = pack(chunks, self.pages)
+        packed = time.monotonic()
+        for chunk in chunks:
+            if chunk.sequence.began_s is None:
+                self._observer.began(chunk.sequence, packed)
         try:
             logits: NDArray[np.float32] = self._forward(batch).cpu().numpy()
         except (
@@ -127,9 +165,25 @@ class Loop:
         ) as error:  # out of memory, a broken shard, a bug in a kernel: these requests fail, others go on
             self._fail(chunks, error)
             return
-        self.failures_in_a_row = 0
+        self._failures_in_a_row = 0
         self.steps += 1
+        computed = time.monotonic()
         self.output.take(chunks, logits)
+        assert self.step_began is not None
+        self._observer.step(
+            StepRecord(
+                began_s=self.step_began,
+                schedule_s=scheduled - self.step_began,
+                pack_s=packed - scheduled,
+                forward_s=computed - packed,
+                sample_s=time.monotonic() - computed,
+                sequences=len(chunks),
+                tokens=len(batch.ids),
+                logits=len(logits),
+                waiting=self._orders.num_waiting,
+                free_pages=self.pages.num_free,
+            )
+        )
 
     def _forward(self, batch: Batch) -> Tensor:
         if self._trace is None:
@@ -142,9 +196,10 @@ class Loop:
 
     def _fail(self, chunks: list[Chunk], error: Exception) -> None:
         _log.exception("a step of %d sequences failed", len(chunks))
-        self.last_error = repr(error)
-        self.failures_in_a_row += 1
+        self._failures_in_a_row += 1
         self.failed_steps += 1
         for chunk in chunks:
             reason = EngineError(f"the model failed: {error!r}", hint="the server's log has the traceback")
             self.output.end(chunk.sequence, Step(None, FinishReason.ERROR, reason))
+        if self._failures_in_a_row >= FAILURES_IN_A_ROW:
+            raise EngineError(f"{self._failures_in_a_row} steps in a row failed, the last one with {error!r}")

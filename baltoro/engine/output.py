@@ -7,6 +7,7 @@ generated. What fails inside one request (its constraint, its logits, its sink) 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from baltoro.engine import logprobs, sampler
+from baltoro.engine.observe import Observer
 from baltoro.engine.orders import Orders
 from baltoro.engine.request import FinishReason, Step
 from baltoro.engine.scheduler import Scheduler
@@ -23,12 +25,18 @@ from baltoro.errors import EngineError
 _log = logging.getLogger(__name__)
 
 
+_UNHEARD = Step(None, FinishReason.ERROR)  # its sink raised
+
+
 class Output:
     """Of one loop; used by its thread alone."""
 
-    def __init__(self, scheduler: Scheduler, orders: Orders, *, vocab_size: int, max_context: int) -> None:
+    def __init__(
+        self, scheduler: Scheduler, orders: Orders, observer: Observer, *, vocab_size: int, max_context: int
+    ) -> None:
         self._scheduler = scheduler
         self._orders = orders
+        self._observer = observer
         self._max_context = max_context
         self._sampler = sampler.Sampler(vocab_size)
         self.generated = self.prefilled = self.drafted = self.foreseen = 0  # tokens
@@ -37,6 +45,8 @@ class Output:
         """The chunks are computed; logits: the rows that `pack` has asked for."""
         row = 0
         for chunk in chunks:
+            if self._orders.ended:  # this step was given up while it lasted
+                return
             sequence, start, stop, drafts = chunk
             self._scheduler.computed(sequence, start, stop)
             listens = True
@@ -51,7 +61,7 @@ class Output:
                 self.prefilled += stop - start
 
     def end(self, sequence: Sequence, step: Step) -> None:
-        self._forget(sequence)  # first, so that who hears of the end finds its pages free
+        self._forget(sequence, step)  # first, so that who hears of the end finds its pages free
         tell(sequence, step)
 
     def _listen(self, sequence: Sequence, drafts: tuple[int, ...], logits: NDArray[np.float32]) -> None:
@@ -81,7 +91,7 @@ class Output:
             self.end(sequence, Step(None, FinishReason.ERROR, error))
             return False
         if not tell(sequence, Step(None, prompt=tuple(scores))):
-            self._forget(sequence)
+            self._forget(sequence, _UNHEARD)
             return False
         return True
 
@@ -108,17 +118,21 @@ class Output:
         if sequence.penalties is not None:
             sequence.penalties.advance(token)
         self.generated += 1
+        if sequence.first_s is None:
+            self._observer.first_token(sequence, time.monotonic())
         if token in sampling.stop_token_ids:
             self.end(sequence, Step(token, FinishReason.STOP, scored=scored))
         elif sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self._max_context:
             self.end(sequence, Step(token, FinishReason.LENGTH, scored=scored))
         elif not tell(sequence, Step(token, scored=scored)):
-            self._forget(sequence)
+            self._forget(sequence, _UNHEARD)
         else:
             return True
         return False
 
-    def _forget(self, sequence: Sequence) -> None:
+    def _forget(self, sequence: Sequence, last: Step) -> None:
+        assert last.finish is not None
+        self._observer.ended(sequence, last.finish, time.monotonic())
         self._orders.forget(sequence.request)
         self._scheduler.remove(sequence)
 
@@ -126,7 +140,7 @@ class Output:
 def tell(sequence: Sequence, step: Step) -> bool:
     """False when its sink raised: nobody listens any more, so the request goes."""
     try:
-        sequence.request.sink(replace(step, cached_tokens=sequence.reused or 0))
+        sequence.request.sink(replace(step, cached_tokens=sequence.reused) if sequence.reused else step)
     except Exception:  # a sink is another's code; its bug ends its own request
         _log.exception("request %d: its sink failed", sequence.request.id)
         return False

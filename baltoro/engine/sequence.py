@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import NamedTuple, Self
 
 from baltoro.engine.penalties import Penalties
@@ -21,10 +22,15 @@ class Sequence:
     seed: int
     penalties: Penalties | None = None
     cached: int = 0  # tokens whose latents lie in its pages
+    work: int = 0  # tokens that it had to compute when it was admitted
     scored: int = 0  # positions of the prompt after which the next token's log-probability has been reported
     drafter: Drafter | None = None  # guesses what comes next
     reused: int | None = None  # of these, prompt tokens that it found there when it first ran
     restore: Restore | None = None  # pages that it waits for
+    arrived_s: float = field(default_factory=time.monotonic)
+    began_s: float | None = None  # time.monotonic() of its first step, and of its first token
+    first_s: float | None = None
+    order: tuple[int, int] = (0, 0)  # its place among all: priority, then the number of its arrival
 
     @classmethod
     def of(cls, request: Request, *, speculate: bool) -> Self:
