@@ -9,6 +9,8 @@ BaltoroError              what is wrong, with the value; what was expected; what
 ├── TokenizerError        tiktoken.model, special tokens, undecodable ids
 ├── RecipeError           a training recipe (TOML) or its data
 ├── EngineError           the engine failed or is shutting down; not the caller's fault
+│   ├── QueueFull         as many requests wait as may; later there is room again
+│   └── DeadlineError     a request was not done when its time was over
 └── RequestError          one request cannot be honoured; the server answers 4xx
     ├── SchemaError       a tool's JSON schema or a response format cannot be compiled
     ├── ContextError      prompt and answer do not fit the context
@@ -58,6 +60,18 @@ class RecipeError(BaltoroError):
 
 class EngineError(BaltoroError):
     """The engine stopped or failed; requests in flight end with this."""
+
+
+class QueueFull(EngineError):
+    """Too many requests wait. `retry_after_s`: when, at the present speed, all of these will have their turn."""
+
+    def __init__(self, message: str, *, hint: str = "", retry_after_s: int) -> None:
+        super().__init__(message, hint=hint)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineError(EngineError):
+    """The time that a request had is over; what it has said until then was told."""
 
 
 class RequestError(BaltoroError):

@@ -11,51 +11,30 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import re
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar, Unpack, cast
 
-from baltoro import choices
+from baltoro import choices, start
 from baltoro.answer import Answer, ChatReader, CompletionReader, Reader
 from baltoro.chat.call_ids import canonicalize
 from baltoro.chat.grammar import Grammar
-from baltoro.chat.messages import (
-    CallEnded,
-    ChatRequest,
-    CompletionRequest,
-    Delta,
-    Finished,
-    Json,
-    Message,
-    Piece,
-    TextDelta,
-    TokenDelta,
-    Tool,
-    ToolCall,
-    Usage,
-)
-from baltoro.chat.parser import Parser, TextParser, fold
+from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Piece
+from baltoro.chat.parser import Parser, fold
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
 from baltoro.engine.request import Constraint, Request, Step
-from baltoro.errors import CheckpointError, ContextError, EngineError, RequestError, TokenizerError
+from baltoro.errors import ContextError, EngineError, RequestError
+from baltoro.start import Settings
 
 if TYPE_CHECKING:
     from baltoro.engine.verbs import AnyEngine
-    from baltoro.kernels.formats import Format
 
 Item = TypeVar("Item")
 _Make = Callable[[Callable[[Step], None]], Request]  # sink -> request
-
-SMALL_PARAMETERS = 10**9  # below this float32 weights cost little and are exact
-MAX_RUNNING = 32  # requests decoded together
-CACHE_BYTES = 2**30  # unless the caller says otherwise, or one sequence of `max_context` needs more
-PREFIX_DISK_BYTES = 20 * 2**30  # of prefixes kept on disk, where a directory for them is named
-PAGE_SLACK = 64  # tokens: a sequence's last page is partly empty
 
 
 class ChatModel(Protocol):
@@ -90,117 +69,23 @@ class ChatModel(Protocol):
 class LLM:
     """One model behind one engine. Every method may be called from any thread."""
 
-    def __init__(self, engine: AnyEngine, tokenizer: Tokenizer, name: str) -> None:
-        check_vocabulary(tokenizer, engine.vocab_size)
+    def __init__(
+        self, engine: AnyEngine, tokenizer: Tokenizer, name: str, *, request_timeout_s: float | None = None
+    ) -> None:
+        """request_timeout_s: what each request has from here to its end; then it ends with a DeadlineError."""
+        start.check_vocabulary(tokenizer, engine.vocab_size)
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
+        self._request_timeout_s = request_timeout_s
         self._grammar = Grammar(tokenizer)
 
     @classmethod
     def open(
-        cls,
-        model: str | Path = "nano",
-        *,
-        max_context: int | None = None,
-        max_running: int | None = None,
-        cache_bytes: int | None = None,
-        dtype: str | None = None,
-        format: Format | None = None,
-        threads: int | None = None,
-        expert_memory: int | None = None,
-        trace: Path | None = None,
-        prefix_cache: bool = True,
-        prefix_dir: Path | None = None,
-        prefix_disk_bytes: int = PREFIX_DISK_BYTES,
+        cls, model: str | Path = "nano", *, request_timeout_s: float | None = None, **settings: Unpack[Settings]
     ) -> Self:
-        """A checkpoint directory or a preset, loaded and running.
-
-        `dtype`: what the model computes in, float32 or bfloat16. None takes bfloat16 for large models in
-        bfloat16 and float32 for all others.
-        `format`: what matrices are kept in, see kernels/formats.py. None keeps packed checkpoints and large models in
-        block-fp8 as they are, and all others in bf16, where there are native kernels and no `dtype` is asked for; else
-        in `dtype`. Packed models cache in bfloat16, others in `dtype`.
-        `expert_memory`: bytes for routed experts of a packed checkpoint; the others are read from disk when they are
-        wanted. None: all, where they fit into what is free, and else what is left beside everything else.
-        `trace`: a new file for which experts are chosen, see weights/trace.py.
-        `prefix_cache`: prompts that begin alike are computed once, see engine/prefix.py.
-        `prefix_dir`: a directory in which prefixes are kept that memory has no room for, and beyond the end of this
-        process; `prefix_disk_bytes` are the most they may take.
-        `threads`: CPU threads of this whole process, for torch has one number for all. None: as many as it may use.
-        """
-        from baltoro import counts
-        from baltoro.config import ModelConfig, resolve
-
-        directory = resolve(model)
-        if directory.is_file():
-            raise CheckpointError(
-                f"{model} is a config without weights", hint="name a directory with config.json and safetensors shards"
-            )
-        import torch  # seconds: after what can be refused at once
-
-        from baltoro.engine.engine import Engine, EngineConfig, page_bytes
-        from baltoro.engine.prefix_files import PageShape, PrefixFiles
-        from baltoro.kernels import cpus, targets
-        from baltoro.model.load import load
-        from baltoro.weights import fit, layout
-        from baltoro.weights.identity import identity
-        from baltoro.weights.trace import Header, Writer
-
-        config = ModelConfig.open(directory)
-        tokenizer = Tokenizer.open(directory)
-        check_vocabulary(tokenizer, config.vocab_size)
-        torch.set_num_threads(min(torch.get_num_threads(), cpus.usable()) if threads is None else threads)
-        small = counts.parameters(config) < SMALL_PARAMETERS
-        shipped_in_fp8 = config.weight_block_size is not None
-        if format is None and not config.packed_format:
-            if shipped_in_fp8 and not small:
-                format = "fp8"
-            elif dtype is None and targets.chosen_target() != "torch" and layout.heads_pack(config):
-                format = "bf16"
-        if dtype is None:
-            dtype = "float32" if small or format or config.packed_format else "bfloat16"
-        packed = format or config.packed_format
-        cache_dtype = torch.bfloat16 if packed else getattr(torch, dtype)
-        running = max_running or MAX_RUNNING
-        if cache_bytes is None:
-            token_bytes = counts.cache_bytes_per_token(config, value_bytes=cache_dtype.itemsize)
-            enough = running * ((max_context or config.max_position_embeddings) + PAGE_SLACK) * token_bytes
-            cache_bytes = max(min(enough, CACHE_BYTES), ((max_context or 1) + PAGE_SLACK) * token_bytes)
-        if expert_memory is None and config.packed_format and config.n_routed_experts:
-            expert_memory = fit.expert_budget(fit.Need.of(config), cache_bytes)
-        engine_config = EngineConfig(
-            cache_bytes=cache_bytes,
-            cache_dtype=cache_dtype,
-            max_running=running,
-            max_context=max_context,
-            prefix_cache=prefix_cache,
-        )
-        files = None
-        if prefix_dir is not None:
-            settings = f"{packed} {dtype} {cache_dtype} {engine_config.page_tokens} {targets.chosen_target()}"
-            shape = PageShape(
-                fingerprint=sha256(identity(directory) + language(tokenizer) + settings.encode()).digest(),
-                page_tokens=engine_config.page_tokens,
-                page_bytes=page_bytes(config, engine_config),
-            )
-            files = PrefixFiles(prefix_dir, shape, budget_bytes=prefix_disk_bytes)
-        recorder = Writer(trace, Header.of(config, Path(model).name)) if trace else None
-        try:
-            engine = Engine(
-                load(directory, dtype=getattr(torch, dtype), format=format, expert_memory=expert_memory),
-                engine_config,
-                trace=recorder,
-                files=files,
-            )
-        except BaseException:
-            if files is not None:
-                files.close()
-            if recorder is not None and trace is not None:  # the same command may be given again
-                recorder.close()
-                trace.unlink()
-            raise
-        return cls(engine, tokenizer, str(model))
+        """A checkpoint directory or a preset, loaded and running."""
+        return cls(*start.engine(model, **settings), str(model), request_timeout_s=request_timeout_s)
 
     @classmethod
     def connect(
@@ -216,7 +101,7 @@ class LLM:
         directory = resolve(model)
         config = ModelConfig.open(directory)
         tokenizer = Tokenizer.open(directory if directory.is_dir() else directory.parent)
-        check_vocabulary(tokenizer, config.vocab_size)
+        start.check_vocabulary(tokenizer, config.vocab_size)
         longest = max_context or config.max_position_embeddings
         engine = RemoteEngine(upstreams, vocab_size=config.vocab_size, max_context=longest, key=key)
         if max_context is not None and engine.max_context < max_context:
@@ -237,11 +122,12 @@ class LLM:
 
     def statistics(self) -> dict[str, Json]:
         """Since the start. `store` is None where every expert is in memory."""
+        engine = asdict(self.engine.statistics()) | self.engine.observed()
         store = self.engine.store
         used: dict[str, Json] | None = None
         if store is not None:
             used = {"slots": store.slots, "budget_bytes": store.budget_bytes, **asdict(store.statistics)}
-        return {"max_context": self.max_context, "engine": asdict(self.engine.statistics()), "store": used}
+        return {"max_context": self.max_context, "engine": engine, "store": used}
 
     def close(self) -> None:
         """Requests under way end with an error; a server drains before it calls this."""
@@ -332,6 +218,8 @@ class LLM:
             sampling=sampling,
             sink=sink,
             constraint=constraint,
+            priority=wishes.priority,
+            deadline=None if self._request_timeout_s is None else time.monotonic() + self._request_timeout_s,
             prompt_logprobs=wishes.logprobs if echo else None,
         )
 
@@ -377,120 +265,3 @@ class LLM:
         with suppress(StopIteration):  # how a coroutine says that it has yielded
             items.asend(None).send(None)  # as `next` above: it awaits nothing before its first yield
         return items
-
-
-def language(tokenizer: Tokenizer) -> bytes:
-    """A digest of how a conversation becomes ids: template, tools and tokenizer together."""
-    call = ToolCall(id="functions.look:0", name="look", arguments="{}")
-    turns = (
-        Message(role="system", content="Du bist 北京."),
-        Message(role="user", content="Look!"),
-        Message(role="assistant", content="Well,", tool_calls=(call,)),
-        Message(role="tool", content="1", tool_call_id=call.id),
-    )
-    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
-    looking = Tool(name="look", parameters={"type": "object"}, declaration=tool)
-    return sha256(repr(render(turns, (looking,)).ids(tokenizer)).encode()).digest()
-
-
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
-    if tokenizer.vocab_size != vocab_size:
-        raise TokenizerError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model {vocab_size}",
-            hint="tiktoken.model and config.json come from different models",
-        )
-
-
-class ScriptedLLM:
-    """A ChatModel without a model, for tests of what stands above: each request takes the next answer of a script.
-
-    An answer is text, in which K2's markers may be spelled out, or the deltas themselves; an exception among
-    them is raised in their place. `requests` holds what was asked.
-    """
-
-    def __init__(
-        self, answers: Iterable[str | Sequence[Delta | Exception]], *, name: str = "scripted", max_context: int = 4096
-    ) -> None:
-        self.name = name
-        self.max_context = max_context
-        self.requests: list[ChatRequest | CompletionRequest] = []
-        self._answers = iter(answers)
-
-    def unhealthy(self) -> str | None:
-        return None
-
-    def statistics(self) -> dict[str, Json]:
-        """There is no engine."""
-        return {"max_context": self.max_context, "engine": None, "store": None}
-
-    def close(self) -> None:
-        """Nothing to release."""
-
-    def stream(self, request: ChatRequest) -> Generator[Delta]:
-        return self._play(self._next(request))
-
-    def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
-        return _asynchronous(self.stream(request))
-
-    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]:
-        return [self.astream(each) for each in choices.split(request, n)]
-
-    def complete(self, request: ChatRequest) -> Answer:
-        deltas = list(self.stream(request))
-        last = deltas[-1]
-        assert isinstance(last, Finished), "a script's deltas end with Finished"
-        content, calls, incomplete = fold(deltas)
-        return Answer(
-            content=content,
-            tool_calls=calls,
-            incomplete=incomplete,
-            reason=last.reason,
-            usage=last.usage,
-            prompt_ids=(),
-            token_ids=(),
-        )
-
-    def stream_completion(self, request: CompletionRequest) -> Generator[Piece]:
-        return self._play(
-            [
-                TokenDelta(token, delta.text) if isinstance(delta, TextDelta) else delta
-                for token, delta in enumerate(self._next(request))
-                if isinstance(delta, TextDelta | Finished | Exception)
-            ]
-        )
-
-    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
-        return [_asynchronous(self.stream_completion(each)) for each in choices.split(request, n)]
-
-    def encode(self, text: str) -> list[int]:
-        """One id a byte: a script has no vocabulary."""
-        return list(text.encode())
-
-    def _next(self, request: ChatRequest | CompletionRequest) -> Sequence[Delta | Exception]:
-        self.requests.append(request)
-        answer = next(self._answers, None)
-        if answer is None:
-            raise EngineError(f"the script has no answer to request {len(self.requests)}")
-        return _spoken(answer) if isinstance(answer, str) else answer
-
-    def _play(self, items: Sequence[Item | Exception]) -> Generator[Item]:
-        for item in items:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-
-def _spoken(text: str) -> list[Delta]:
-    """`text` as a model would say it, word by word."""
-    parser = TextParser()
-    words: list[str] = re.findall(r"\s*\S+|\s+", text)
-    deltas = [delta for word in words for delta in parser.push(word)] + parser.finish()
-    called = any(isinstance(delta, CallEnded) for delta in deltas)
-    usage = Usage(prompt_tokens=0, completion_tokens=len(words))
-    return [*deltas, Finished("tool_calls" if called else "stop", usage)]
-
-
-async def _asynchronous(items: Iterable[Item]) -> AsyncGenerator[Item]:
-    for item in items:
-        await asyncio.sleep(0)
-        yield item

@@ -32,13 +32,15 @@ from baltoro.chat.messages import (
 from baltoro.chat.parser import fold
 from baltoro.chat.template import render
 from baltoro.config import ModelConfig
-from baltoro.engine.engine import Engine, EngineConfig
+from baltoro.engine.config import EngineConfig
+from baltoro.engine.engine import Engine
 from baltoro.errors import ContextError, EngineError, RequestError, SchemaError, TokenizerError
 from baltoro.kernels.formats import Format
-from baltoro.llm import LLM, ScriptedLLM
+from baltoro.llm import LLM
 from baltoro.model.batch import Batch, LatentCache
 from baltoro.model.linear import Linear
 from baltoro.model.moe import StackedLinear
+from baltoro.scripted import ScriptedLLM
 from baltoro.weights.save import write
 from tests import tiny, vocabulary
 from tests.engine import fake
@@ -438,7 +440,7 @@ def test_a_large_block_fp8_checkpoint_is_kept_as_shipped_or_as_asked(
     asked: Format | None, expected: Format, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = tiny.config(vocab_size=T.vocab_size, weight_block_size=(128, 128), v_head_dim=16)
-    monkeypatch.setattr("baltoro.llm.SMALL_PARAMETERS", 0)
+    monkeypatch.setattr("baltoro.start.SMALL_PARAMETERS", 0)
     with closing(LLM.open(checkpoint(tmp_path, shape), format=asked, threads=1)) as llm:
         modules = llm.engine._model.model.modules()  # without the head, which has a format of its own
         packed = [m.packed for m in modules if isinstance(m, (Linear, StackedLinear)) and m.packed]

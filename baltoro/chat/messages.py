@@ -68,6 +68,7 @@ class Wishes:
     stop: tuple[str, ...] = ()  # strings that end the text; never part of it
     stop_token_ids: frozenset[int] = frozenset()  # end it beside [EOS] and <|im_end|>, and are no text either
     ignore_eos: bool = False  # [EOS] and <|im_end|> do not end it
+    priority: int = 0  # lower runs first
     logprobs: int | None = None  # so many of the likeliest tokens at every place, and the chosen one; None: nothing
 
 

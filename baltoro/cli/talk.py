@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from baltoro.chat.messages import Tool
     from baltoro.llm import LLM
 
+MAX_WAITING = 1024  # requests, unless told otherwise
+
 
 def _open(
     model: str,
@@ -39,13 +41,18 @@ def _open(
     format: WeightFormat | None,
     max_context: int | None = None,
     max_running: int | None = None,
+    max_waiting: int | None = None,
+    request_timeout_s: float | None = None,
+    stuck_after_s: float = 600.0,
     expert_memory: int | None = None,
     trace: Path | None = None,
+    trace_steps: Path | None = None,
     prefix_cache: bool = True,
     prefix_dir: Path | None = None,
     prefix_disk_bytes: int | None = None,
 ) -> LLM:
-    from baltoro.llm import LLM, PREFIX_DISK_BYTES
+    from baltoro.llm import LLM
+    from baltoro.start import PREFIX_DISK_BYTES
 
     began = time.monotonic()
     typer.echo(f"loading {model} ...", err=True)
@@ -53,10 +60,14 @@ def _open(
         model,
         max_context=max_context,
         max_running=max_running,
+        max_waiting=max_waiting,
+        request_timeout_s=request_timeout_s,
+        stuck_after_s=stuck_after_s,
         threads=threads,
         format=format.value if format else None,
         expert_memory=expert_memory,
         trace=trace,
+        trace_steps=trace_steps,
         prefix_cache=prefix_cache,
         prefix_dir=prefix_dir,
         prefix_disk_bytes=prefix_disk_bytes or PREFIX_DISK_BYTES,
@@ -90,9 +101,20 @@ def serve(
     ] = None,
     max_context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer together.")] = None,
     max_running: Annotated[int | None, typer.Option(min=1, help="Requests decoded together. [default: 32]")] = None,
+    max_waiting: Annotated[
+        int | None,
+        typer.Option(min=1, help="Requests that may wait; more are answered 429 with Retry-After. [default: 1024]"),
+    ] = None,
+    request_timeout: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds from a request's arrival to its end. [default: no limit]")
+    ] = None,
     format: AnyFormat = None,
     expert_memory: ExpertMemory = None,
     trace: TraceFile = None,
+    trace_steps: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Record steps and requests for ui.perfetto.dev, up to 1 GiB."),
+    ] = None,
     prefix_cache: PrefixDirectory = None,
     prefix_cache_size: PrefixSize = None,
     no_prefix_cache: NoPrefixCache = False,
@@ -105,6 +127,13 @@ def serve(
             "BALTORO_UPSTREAM_KEY holds goes along as bearer token.",
         ),
     ] = None,
+    stuck_after: Annotated[
+        float, typer.Option(min=1, help="A step that lasts longer, in seconds, never ends: the engine is dead.")
+    ] = 600,
+    exit_on_fault: Annotated[
+        bool,
+        typer.Option(help="Leave with exit code 1 when the engine is dead, so that what started it starts it again."),
+    ] = True,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
 ) -> None:
     """Serve MODEL over the API of OpenAI.
@@ -120,7 +149,8 @@ def serve(
         raise typer.BadParameter("how large what may be? name a DIR", param_hint="--prefix-cache-size")
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
     if upstream:
-        local = {"max-running": max_running, "format": format, "expert-memory": expert_memory, "trace": trace,
+        local = {"max-running": max_running, "max-waiting": max_waiting, "request-timeout": request_timeout,
+                 "format": format, "expert-memory": expert_memory, "trace": trace, "trace-steps": trace_steps,
                  "threads": threads, "prefix-cache": prefix_cache}  # fmt: skip
         given = [f"--{name}" for name, value in local.items() if value is not None]
         if given := given + ["--no-prefix-cache"] * no_prefix_cache:
@@ -130,15 +160,22 @@ def serve(
         opened = _connect(model, upstream, max_context=max_context)
     else:
         opened = _open(
-            model, max_context=max_context, max_running=max_running, threads=threads, format=format,
-            expert_memory=expert_memory, trace=trace, prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache,
-            prefix_disk_bytes=prefix_cache_size,
+            model, max_context=max_context, max_running=max_running, max_waiting=max_waiting or MAX_WAITING,
+            request_timeout_s=request_timeout, stuck_after_s=stuck_after, threads=threads, format=format,
+            expert_memory=expert_memory, trace=trace, trace_steps=trace_steps,
+            prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache, prefix_disk_bytes=prefix_cache_size,
         )  # fmt: skip
     with closing(opened) as llm:
         served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
         url = listen.url(host, sockets[0])
         typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
-        cut = listen.run(create_app(served), sockets, grace_s=grace)
+        cut = listen.run(create_app(served), sockets, grace_s=grace, leave=llm.engine.dead if exit_on_fault else None)
+        fault = llm.unhealthy() if llm.engine.dead.is_set() else None
+    if fault is not None:
+        if llm.engine.stuck:  # Python would wait for threads that never end
+            typer.echo(f"error: {fault}", err=True)
+            os._exit(1)
+        raise BaltoroError(fault, hint="the log above says why; /health said so too")
     if cut:
         raise BaltoroError(f"left with {cut} request(s) unfinished", hint="--grace gives them more time")
 

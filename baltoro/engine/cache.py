@@ -71,6 +71,25 @@ class Pages:
             self._lent[request] = shared
             self._tables[request] = tuple(node.page for node in shared)
 
+    def take_over(self, request: Request, tokens: int) -> int:
+        """Let pages that the tree has learnt since stand for its own, within `tokens` positions of its prompt.
+
+        Returns how many of its pages are the tree's now.
+        """
+        if self.tree is None:
+            return 0
+        table, lent = list(self.of(request)), self._lent.setdefault(request, [])
+        for ids in pages_of(request.prompt, len(lent), tokens // self.page_tokens, self.page_tokens):
+            node = self.tree.find(lent[-1] if lent else None, ids)
+            if node is None:
+                break
+            self.tree.hold([node])
+            self._free.append(table[len(lent)])
+            table[len(lent)] = node.page
+            lent.append(node)
+        self._tables[request] = tuple(table)
+        return len(lent)
+
     def allocate(self, request: Request, tokens: int, *, spare: int = 0) -> bool:
         """Let `request` have room for `tokens` positions in all.
 

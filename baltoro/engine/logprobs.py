@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from baltoro.engine.request import Scored
 from baltoro.engine.sampler import largest
-from baltoro.engine.scheduler import Chunk
+from baltoro.engine.sequence import Chunk
 from baltoro.errors import EngineError
 
 

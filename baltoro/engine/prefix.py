@@ -73,6 +73,10 @@ class PrefixTree:
             children = node.children
         return found
 
+    def find(self, parent: Node | None, ids: Ids) -> Node | None:
+        """The node of `ids` behind `parent`; holds nothing."""
+        return (self._roots if parent is None else parent.children).get(ids)
+
     def hold(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
             if not node.holders:

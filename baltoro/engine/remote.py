@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -68,6 +69,7 @@ class RemoteEngine:
         patience = patience or Patience()
         self._live: dict[Request, asyncio.Task[None]] = {}
         self._generated = 0
+        self._dead = threading.Event()
         self._orders = threading.Condition()  # guards the three below
         self._known: set[Request] = set()  # submitted and not ended
         self._closed = False  # nothing new is taken
@@ -94,6 +96,20 @@ class RemoteEngine:
         self._fleet.need_context(self.max_context)
 
     # ── what callers do ──────────────────────────────────────────────────────────────────────────
+
+    @property
+    def dead(self) -> threading.Event:
+        """Never set: upstreams come back."""
+        return self._dead
+
+    @property
+    def stuck(self) -> bool:
+        """No step runs here."""
+        return False
+
+    def observed(self) -> dict[str, Any]:
+        """Nothing: steps are the upstreams'."""
+        return {}
 
     def submit(self, request: Request) -> None:
         """Send it; its sink hears of every token on the loop's thread, and lastly of its end, exactly once."""
@@ -148,6 +164,10 @@ class RemoteEngine:
 
     def _check(self, request: Request) -> None:
         prompt = request.prompt
+        if request.priority or request.deadline is not None:
+            raise RequestError(
+                "priorities and deadlines are for a model that runs here, not behind --upstream", param="priority"
+            )
         if not prompt:
             raise RequestError("the prompt is empty, expected at least one token", param="prompt")
         if len(prompt) + 1 > self.max_context:

@@ -21,7 +21,7 @@ class FinishReason(StrEnum):
     STOP = "stop"  # one of stop_token_ids, or the constraint reached its end
     LENGTH = "length"  # max_tokens or the context is used up
     CANCELLED = "cancelled"  # the caller went away
-    ERROR = "error"  # the engine failed; Step.error says why
+    ERROR = "error"  # the engine failed, or the deadline has passed; Step.error says why
 
 
 class Constraint(Protocol):
@@ -113,5 +113,7 @@ class Request:
     sampling: SamplingParams
     sink: Callable[[Step], None]
     constraint: Constraint | None = None
+    priority: int = 0  # lower runs first, as vLLM has it; among equals who came first
+    deadline: float | None = None  # time.monotonic() after which it ends with a DeadlineError, wherever it stands
     prompt_logprobs: int | None = None  # as SamplingParams.logprobs, of the prompt; needs the logits of all its rows
     id: int = field(default_factory=lambda: next(_serial))

@@ -4,69 +4,39 @@
        ^                  │          │          │            │
        └────preempt───────┴──────────┴──────────┴────────────┘    pages given back, tokens kept
 
-One step takes one token of every decoding sequence, then up to `prefill_tokens` of prompts, oldest
-first: a long prompt never holds up those already speaking for longer than one chunk. Requests are
-admitted in the order of arrival, with pages for their whole prompt: what the prefix tree knows of it
-is shared and not computed again, and while what the disk knows is read, others go on. At least one
-token is always computed, for its logits. When a growing sequence finds no free page, the youngest
-gives its pages back and waits at the head of the queue; it later prefills its prompt and decodes all
-it has said so far once more, several tokens in one step. So everyone running is older than everyone
-waiting, the oldest always moves on, and every request ends.
+Order. Everyone has a place: the lower `Request.priority` first, among equals who came first. Places are admitted, grow
+and get prompt tokens in this order, and when a growing sequence finds no free page the last of the running gives its
+pages back and waits again, at its own place; it later prefills its prompt and decodes all it has said so far once
+more, several tokens in one step. A running one is stopped for a page only, never because a better one has come. The
+first of the running always moves on, and whoever stands before all others gets the next seat; so every request ends,
+unless better ones keep coming.
+
+Decode. One step takes one token of every decoding sequence beside at most `prefill_tokens` tokens of prompts, so a
+sequence that speaks waits, from token to token, for one step of `prefill_tokens + max_running * (1 + guesses)` rows.
+
+Prefill. Of these tokens the first prompt gets half, rounded up; the rest goes, priority by priority, to the shortest
+one, by what it had to compute when it was admitted, and to the first among equals. Prompts of one
+size are so computed one behind the other, and a short prompt does not wait for a long one: let W be the tokens left of
+a prompt and of all others admitted that come before it by priority or are no longer. Then it asks for its
+first token in the step `ceil(W / (prefill_tokens // 2))` after its admission or earlier, if none of these comes later.
+(A prompt that is to be scored, or comes back after a preemption, takes bounded chunks, and may need more steps.)
+
+Sharing. Requests are admitted with pages for their whole prompt: what the prefix tree knows of it is not computed
+again, neither what it learns while they wait for their turn; while what the disk knows is read, others go on. At least
+one token is always computed, for its logits.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-from typing import NamedTuple
+from bisect import insort
 
 from baltoro.engine.cache import Pages
-from baltoro.engine.penalties import Penalties
-from baltoro.engine.request import Request
-from baltoro.engine.speculative import Drafter
-from baltoro.engine.spill import Restore, Spill
+from baltoro.engine.sequence import Chunk, Sequence
+from baltoro.engine.spill import Spill
+from baltoro.engine.waiting import Waiting
 
 REPLAYED = 64  # generated tokens of one sequence in a step: each attends by itself, and has a list of all before it
 SCORED_TOKENS = 256  # of a prompt whose log-probabilities are wanted, in one step: K2's logits of these take 168 MB
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A request under way."""
-
-    request: Request
-    tokens: list[int]  # the prompt and what was generated
-    seed: int
-    penalties: Penalties | None = None
-    cached: int = 0  # tokens whose latents lie in its pages
-    scored: int = 0  # positions of the prompt after which the next token's log-probability has been reported
-    drafter: Drafter | None = None  # guesses what comes next
-    reused: int | None = None  # of these, prompt tokens that it found there when it first ran
-    restore: Restore | None = None  # pages that it waits for
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt)
-
-
-class Chunk(NamedTuple):
-    """Tokens start:stop of a sequence, to run in this step, all of its prompt or all generated.
-
-    The last of its tokens asks for a new one.
-    """
-
-    sequence: Sequence
-    start: int
-    stop: int
-    drafts: tuple[int, ...] = ()  # what may come next, to run behind them; only behind the last one
-
-    @property
-    def is_last(self) -> bool:
-        return self.stop == len(self.sequence.tokens)
-
-    @property
-    def is_generated(self) -> bool:
-        return self.start >= len(self.sequence.request.prompt)
 
 
 class Scheduler:
@@ -78,19 +48,26 @@ class Scheduler:
         self.spill = spill
         self.max_running = max_running
         self.prefill_tokens = prefill_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # oldest first
+        self.waiting = Waiting()
+        self.running: list[Sequence] = []  # in order
         self.num_preemptions = 0
         self.num_hits = 0  # admissions that found a prefix
+        self.queried_tokens = 0  # of the prompts that were looked up
         self.reused_tokens = 0
+        self._arrivals = 0
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        sequence.order = (sequence.request.priority, self._arrivals)
+        self._arrivals += 1
+        self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """It ended, wherever it stood."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+            return
         self._leave_pages(sequence)
-        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self.running.remove(sequence)
 
     def clear(self) -> None:
         """Everyone ended at once."""
@@ -113,72 +90,108 @@ class Scheduler:
     def next(self) -> list[Chunk]:
         """The chunks of one step, decodes first; empty only when nobody is there, or all wait for the disk."""
         chunks: list[Chunk] = []
-        prefilling: list[Sequence] = []
         place = 0
         while place < len(self.running):  # preemption shortens the list from its end while we walk
             sequence = self.running[place]
-            if self._is_restoring(sequence):
-                pass
-            elif sequence.cached < max(len(sequence.request.prompt), len(sequence.tokens) - 1):
-                prefilling.append(sequence)
-            elif self._grow(sequence):
+            if not self._is_restoring(sequence) and not self._is_prefilling(sequence) and self._grow(sequence):
                 chunks.append(Chunk(sequence, sequence.cached, len(sequence.tokens)))
             place += 1
-
-        budget = self.prefill_tokens
-        for sequence in prefilling:
-            if budget and self.pages.of(sequence.request):  # one that owns nothing was preempted just now
-                budget -= self._prefill(sequence, budget, chunks)
-        while budget and self._admit():
-            if not self.running[-1].restore:
-                budget -= self._prefill(self.running[-1], budget, chunks)
+        while self._admit():
+            pass
+        decoding = {chunk.sequence for chunk in chunks}
+        prefilling = [each for each in self.running if each.restore is None and each not in decoding]
+        for sequence, count in self._shares(prefilling):
+            chunks.append(Chunk(sequence, sequence.cached, sequence.cached + count))
         return chunks
 
-    def _prefill(self, sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
-        """Add its next chunk; returns what of the budget that takes."""
-        scores = sequence.request.prompt_logprobs is not None
-        left = len(sequence.request.prompt) - sequence.cached
-        most = left if left > 0 else min(len(sequence.tokens) - sequence.cached, REPLAYED)
-        count = min(SCORED_TOKENS if scores else budget, budget, most)
-        chunks.append(Chunk(sequence, sequence.cached, sequence.cached + count))
-        return budget if scores else count  # one such chunk a step: logits of two would take twice the memory
+    def _is_prefilling(self, sequence: Sequence) -> bool:
+        return sequence.cached < max(len(sequence.request.prompt), len(sequence.tokens) - 1)
+
+    def _shares(self, prefilling: list[Sequence]) -> list[tuple[Sequence, int]]:
+        """How many tokens each of them gets in this step, see the top of this file; none where that is 0."""
+        if not prefilling:
+            return []
+        for sequence in prefilling:
+            self._learn(sequence)
+        first, budget = prefilling[0], self.prefill_tokens
+        shares = {first: min(self._most(first), budget - budget // 2)}
+        budget -= shares[first]
+        scored = first.request.prompt_logprobs is not None
+        for sequence in sorted(prefilling, key=lambda each: (each.request.priority, each.work)):
+            if sequence is not first and sequence.request.prompt_logprobs is not None:
+                if scored:  # one such chunk a step: logits of two would take twice the memory
+                    continue
+                scored = True
+            given = shares.get(sequence, 0)
+            count = min(self._most(sequence) - given, budget)
+            budget -= count
+            if count:
+                shares[sequence] = given + count
+        return list(shares.items())
+
+    def _left(self, sequence: Sequence) -> int:
+        """Tokens to be computed before it says its next one."""
+        return len(sequence.tokens) - sequence.cached
+
+    def _most(self, sequence: Sequence) -> int:
+        """What it can take in one step: a chunk is all of its prompt, or all generated."""
+        prompt = len(sequence.request.prompt) - sequence.cached
+        if prompt <= 0:
+            return min(self._left(sequence), REPLAYED)
+        return prompt if sequence.request.prompt_logprobs is None else min(prompt, SCORED_TOKENS)
 
     def _grow(self, sequence: Sequence) -> bool:
-        """A page for its newest token, from the youngest if need be; False when it was the youngest itself."""
+        """A page for its newest token, from the last one if need be; False when it was the last one itself."""
         while not self.pages.allocate(sequence.request, len(sequence.tokens)):
-            youngest = self.running.pop()
-            self._leave_pages(youngest)
-            youngest.cached = 0
-            self.waiting.appendleft(youngest)
+            last = self.running.pop()
+            self._leave_pages(last)
+            last.cached = 0
+            self.waiting.add(last)
             self.num_preemptions += 1
-            if youngest is sequence:
+            if last is sequence:
                 return False
         return True
 
     def _admit(self) -> bool:
-        """Move the head of the queue to the running ones, if a place and its pages are free.
+        """Move the first of the queue to the running ones, if a seat and its pages are free.
 
         One more page for everyone running stays free, or the newcomer would soon be preempted by their growth.
         """
-        if not self.waiting or len(self.running) >= self.max_running:
+        sequence = self.waiting.first()
+        if sequence is None or len(self.running) >= self.max_running:
             return False
-        sequence = self.waiting[0]
         request, tokens = sequence.request, len(sequence.tokens)
-        most = min(len(request.prompt), tokens - 1)  # one is computed, for its logits
-        if request.prompt_logprobs is not None:
-            most = 0  # and here all are
+        most = self._reusable(sequence)
         shared = self.pages.match(request, most)
         if not self.pages.can_admit(tokens, shared, reserve=len(self.running)):
             return False
         self.pages.share(request, shared)
         self.pages.allocate(request, tokens)
         sequence.cached = len(shared) * self.pages.page_tokens
-        self.running.append(self.waiting.popleft())
+        insort(self.running, self.waiting.pop(), key=lambda each: each.order)
+        self.queried_tokens += len(request.prompt)
         if self.spill is not None:
             sequence.restore = self.spill.restore(request.prompt, shared, self.pages.of(request), most)
         if not sequence.restore:
             self._found(sequence)
         return True
+
+    def _reusable(self, sequence: Sequence) -> int:
+        """Tokens of its prompt that need not be computed for it, if they are known."""
+        if sequence.request.prompt_logprobs is not None:
+            return 0  # all logits are wanted
+        return min(len(sequence.request.prompt), len(sequence.tokens) - 1)  # one is computed, for its logits
+
+    def _learn(self, sequence: Sequence) -> None:
+        """Take over what the tree has learnt of its prompt since it was admitted."""
+        known = self.pages.take_over(sequence.request, self._reusable(sequence)) * self.pages.page_tokens
+        if known <= sequence.cached:
+            return
+        found, sequence.cached = known - sequence.cached, known
+        self.num_hits += found == known  # nothing was known of it before
+        self.reused_tokens += found
+        if sequence.reused == known - found:  # it has computed nothing by itself yet
+            sequence.reused = known
 
     def _is_restoring(self, sequence: Sequence) -> bool:
         """Whether it still waits for the disk. What has come for one that does not any more is given to the tree."""
@@ -194,6 +207,7 @@ class Scheduler:
         """It begins to run, with `cached` tokens that it need not compute."""
         if sequence.reused is None:  # those that it finds after a preemption were its own, perhaps
             sequence.reused = sequence.cached
+        sequence.work = self._left(sequence)
         self.num_hits += sequence.cached > 0
         self.reused_tokens += sequence.cached
 

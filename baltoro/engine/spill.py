@@ -129,7 +129,6 @@ class Spill:
         self._wanted.put(None)
         for thread in self._threads:
             thread.join()
-        self.files.close()
 
     # ── the writer's thread ──────────────────────────────────────────────────────────────────────
 

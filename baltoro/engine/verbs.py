@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
 
 from baltoro.engine.request import Request
 from baltoro.weights.experts import ExpertStore
@@ -25,6 +26,14 @@ class AnyEngine(Protocol):
 
     @property
     def store(self) -> ExpertStore | None: ...  # of experts that are not all in memory here
+
+    @property
+    def dead(self) -> threading.Event: ...  # set once it will never answer again
+
+    @property
+    def stuck(self) -> bool: ...  # dead in a step that does not end
+
+    def observed(self) -> dict[str, Any]: ...  # steps and requests since it started, for JSON
 
     def submit(self, request: Request) -> None: ...  # its sink hears of every token, and lastly of its end, once
 

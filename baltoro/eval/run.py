@@ -16,7 +16,8 @@ from pathlib import Path
 from baltoro.chat.grammar import Grammar
 from baltoro.chat.messages import ToolChoice
 from baltoro.chat.tokenizer import Tokenizer
-from baltoro.engine.engine import Engine, EngineConfig
+from baltoro.engine.config import EngineConfig
+from baltoro.engine.engine import Engine
 from baltoro.engine.request import Constraint, Request, SamplingParams, Step
 from baltoro.eval.score import Example, Score, summary
 from baltoro.eval.tasks import nano

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain, pairwise
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from baltoro.config import ModelConfig
@@ -117,23 +120,28 @@ class Layout:
         return x if self.even else x[self.padded_rows]
 
     def _place_in_cache(self, batch: Batch, page_tokens: int) -> None:
-        writes: list[Tensor] = []
-        singles: list[tuple[int, Tensor]] = []
-        offsets = torch.arange(page_tokens)
-        for index, pages in enumerate(batch.pages):
-            start, end = batch.edges[index], batch.edges[index + 1]
-            past = int(batch.positions[start])
-            seen = past + end - start
-            slots = (torch.tensor(pages)[:, None] * page_tokens + offsets).flatten()[:seen]
+        """In numpy: for every sequence of a step, a handful of torch's small operations cost more than a layer does."""
+        pages = np.fromiter(chain.from_iterable(batch.pages), np.int64)
+        every = (pages[:, None] * page_tokens + np.arange(page_tokens)).ravel()  # slots of all pages of all sequences
+        positions: NDArray[np.int64] = batch.positions.numpy()
+        writes: list[NDArray[np.int64]] = []
+        rows: list[int] = []
+        seen: list[NDArray[np.int64]] = []  # by each of `rows`
+        first = 0
+        for index, (start, end) in enumerate(pairwise(batch.edges)):
+            past = int(positions[start])
+            slots = every[first : first + past + end - start]
+            first += len(batch.pages[index]) * page_tokens
             writes.append(slots[past:])
             if end - start == 1 if batch.generated is None else batch.generated[index]:
-                singles += [(row, slots[: past + 1 + row - start]) for row in range(start, end)]
+                rows += range(start, end)
+                seen += [slots[: past + 1 + row] for row in range(end - start)]
             else:
-                self.chunks.append(Chunk(slice(start, end), past, slots))
-        self.write_slots = torch.cat(writes)  # (T,)
-        if singles:
+                self.chunks.append(Chunk(slice(start, end), past, torch.from_numpy(slots)))
+        self.write_slots = torch.from_numpy(np.concatenate(writes))  # (T,)
+        if rows:
             self.decode = Decode(
-                rows=torch.tensor([row for row, _ in singles]),
-                slots=torch.cat([slots for _, slots in singles]),
-                edges=torch.tensor([0, *(len(slots) for _, slots in singles)]).cumsum(0),
+                rows=torch.tensor(rows),
+                slots=torch.from_numpy(np.concatenate(seen)),
+                edges=torch.tensor([0, *map(len, seen)]).cumsum(0),
             )

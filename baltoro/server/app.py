@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.chat.messages import Json
-from baltoro.errors import BaltoroError, EngineError, ModelNotFound, RequestError
+from baltoro.errors import BaltoroError, DeadlineError, EngineError, ModelNotFound, QueueFull, RequestError
 from baltoro.server import completions, openai, openai_writer
 from baltoro.server.body import BodyTooLarge, JsonRoute, explain
 
@@ -207,19 +207,24 @@ class RequestIds:
 # ------------------------------------------------------------------------------------------- error -> answer
 
 
+_STATUS = {QueueFull: 429, DeadlineError: 504, EngineError: 503}  # the first that fits
+_CODE = {429: "rate_limit_exceeded", 504: "request_timeout"}
+
+
 def _envelope(error: BaltoroError) -> tuple[int, dict[str, Json]]:
     """The status and OpenAI's envelope for an error that we raised ourselves."""
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     if not isinstance(error, RequestError):
-        status = 503 if isinstance(error, EngineError) else 500
-        return status, openai.error_json(message, status=status)
+        status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
+        return status, openai.error_json(message, status=status, code=_CODE.get(status))
     status = 404 if isinstance(error, ModelNotFound) else 413 if isinstance(error, BodyTooLarge) else 400
     return status, openai.error_json(message, status=status, param=error.param, code=error.code)
 
 
 def _answer(error: BaltoroError) -> Response:
     status, body = _envelope(error)
-    return JSONResponse(body, status)
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
+    return JSONResponse(body, status, headers)
 
 
 async def _baltoro_error(_: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 import socket
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -108,8 +109,16 @@ class _Server(uvicorn.Server):
         self.cut = sum(not task.done() for task in self.server_state.tasks)
 
 
-def run(app: ASGIApp, sockets: list[socket.socket], *, grace_s: int) -> int:
-    """Serve until a signal; `grace_s` is what running requests get to finish. Returns how many were cut short."""
+def _stop_when(leave: threading.Event, server: uvicorn.Server) -> None:
+    leave.wait()
+    server.should_exit = True
+
+
+def run(app: ASGIApp, sockets: list[socket.socket], *, grace_s: int, leave: threading.Event | None = None) -> int:
+    """Serve until a signal, or until `leave` is set; `grace_s` is what running requests get to finish.
+
+    Returns how many were cut short.
+    """
     for each in sockets:
         try:
             each.listen(1024)
@@ -119,5 +128,7 @@ def run(app: ASGIApp, sockets: list[socket.socket], *, grace_s: int) -> int:
         app, log_config=_LOGGING, timeout_graceful_shutdown=grace_s, server_header=False, lifespan="off", ws="none"
     )
     server = _Server(config)
+    if leave is not None:
+        threading.Thread(target=_stop_when, args=(leave, server), name="baltoro-leave", daemon=True).start()
     server.run(sockets)
     return server.cut

@@ -268,5 +268,5 @@ def event(data: Json) -> str:
 
 def error_json(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Json]:
     """OpenAI's envelope. The official client chooses its exception by the status, not by `type`."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
+    kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

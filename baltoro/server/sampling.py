@@ -1,6 +1,7 @@
 """How tokens are chosen, as OpenAI's and vLLM's clients ask for it: fields that chats and completions share.
 
-`min_p`, `top_k`, `repetition_penalty`, `min_tokens`, `stop_token_ids` and `ignore_eos` are vLLM's names.
+`min_p`, `top_k`, `repetition_penalty`, `min_tokens`, `stop_token_ids`, `ignore_eos`
+and `priority` are vLLM's names.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class SamplingBody(Strict):
     include_stop_str_in_output: Annotated[Json, only(False)] = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None  # lower runs first
 
 
 def wishes(body: SamplingBody, max_tokens: int | None) -> dict[str, Any]:
@@ -81,6 +83,7 @@ def wishes(body: SamplingBody, max_tokens: int | None) -> dict[str, Any]:
         "stop": (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         "stop_token_ids": frozenset(body.stop_token_ids or ()),
         "ignore_eos": body.ignore_eos,
+        "priority": body.priority,
     }
     return {name: value for name, value in given.items() if value is not None}
 

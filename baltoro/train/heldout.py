@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from baltoro.chat.tokenizer import Tokenizer
-from baltoro.engine.engine import Engine, EngineConfig
+from baltoro.engine.config import EngineConfig
+from baltoro.engine.engine import Engine
 from baltoro.eval.run import CACHE_BYTES, scores
 from baltoro.eval.score import summary
 from baltoro.eval.tasks import nano

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from baltoro.config import ModelConfig
 from baltoro.engine import sampler
-from baltoro.engine.engine import EngineConfig
+from baltoro.engine.config import EngineConfig
 from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import FinishReason, Request, SamplingParams, Step
 from baltoro.model.batch import Batch, LatentCache
@@ -124,10 +124,25 @@ class Listener:
         return self
 
 
-def request(prompt: list[int], *, constraint: object = None, **sampling: object) -> tuple[Request, Listener]:
+def request(
+    prompt: list[int],
+    *,
+    constraint: object = None,
+    priority: int = 0,
+    deadline: float | None = None,
+    **sampling: object,
+) -> tuple[Request, Listener]:
     listener = Listener()
     params = SamplingParams(**({"max_tokens": 8} | sampling))  # type: ignore[arg-type]
-    return Request(prompt=prompt, sampling=params, sink=listener, constraint=constraint), listener  # type: ignore[arg-type]
+    asked = Request(
+        prompt=prompt,
+        sampling=params,
+        sink=listener,
+        constraint=constraint,
+        priority=priority,
+        deadline=deadline,  # type: ignore[arg-type]
+    )
+    return asked, listener
 
 
 def expected(prompt: list[int], sampling: SamplingParams, *, max_context: int = 1000) -> list[int]:

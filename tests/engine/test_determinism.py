@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from baltoro.engine.engine import Engine, EngineConfig
+from baltoro.engine.config import EngineConfig
+from baltoro.engine.engine import Engine
 from baltoro.kernels.targets import targets
 from baltoro.model import load
 from baltoro.model.load import save

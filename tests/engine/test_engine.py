@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from baltoro.engine.engine import Engine, EngineConfig, page_bytes
+from baltoro.engine.config import EngineConfig, page_bytes
+from baltoro.engine.engine import Engine
 from baltoro.engine.request import FinishReason
 from baltoro.errors import ContextError, EngineError, RequestError
 from tests.engine import fake
@@ -274,17 +275,7 @@ def test_a_failing_forward_ends_its_batch_and_the_engine_lives_on():
             assert "no room for activations" in str(heard.steps[-1].error)
         assert heard_c.wait().tokens == expected(c.prompt, c.sampling)
         assert engine.healthy
-        for _ in range(3):
-            req, heard = request([13])
-            engine.submit(req)
-            heard.wait()
-        assert "3 steps in a row failed" in engine.fault
-        failing.clear()
-        req, heard = request([13])
-        engine.submit(req)
-        assert heard.wait().tokens == expected(req.prompt, req.sampling)
-        assert engine.healthy
-        settle(engine, running=0, waiting=0, free_pages=64, failed_steps=4)
+        settle(engine, running=0, waiting=0, free_pages=64, failed_steps=1, restarts=0)
 
 
 class Multiples:
@@ -352,7 +343,7 @@ def test_stop_drains_what_is_there_and_takes_nothing_new():
     assert fence.reached.wait(10)
     stopping = threading.Thread(target=engine.stop)
     stopping.start()
-    while not engine._closed:
+    while not engine._orders.closed:
         time.sleep(0.001)
     with pytest.raises(EngineError, match="stopped"):
         engine.submit(request([1])[0])
@@ -393,8 +384,8 @@ def test_a_sink_may_stop_the_engine():
     req.sink = sink
     engine.submit(req)
     assert len(listener.wait().tokens) == 5
-    engine._thread.join(10)
-    assert not engine._thread.is_alive()
+    engine._supervisor.thread.join(10)
+    assert not engine._supervisor.thread.is_alive()
 
 
 def test_an_engine_left_by_an_exception_does_not_wait_for_its_requests():
@@ -405,33 +396,13 @@ def test_an_engine_left_by_an_exception_does_not_wait_for_its_requests():
     assert listener.finish is FinishReason.ERROR
 
 
-def test_health_sees_a_stuck_step_and_a_dead_thread_and_not_mere_idleness():
-    fence = Fence(1)
-    engine = Engine(HashModel(fence), engine_config(stuck_after_s=0.05))
-    time.sleep(0.1)
-    assert engine.healthy
-    req, listener = request([1])
-    engine.submit(req)
-    assert fence.reached.wait(10)
-    time.sleep(0.1)
-    assert "has lasted" in engine.fault
-    fence.go.set()
-    listener.wait()
-    time.sleep(0.1)
-    for _ in range(2000):  # the loop falls asleep a moment after the last token, on a busy machine a long one
-        if engine.healthy:
-            break
-        time.sleep(0.005)
-    assert engine.healthy
-
-    req, listener = request([1])
-    engine._pack = None  # a bug of ours
-    engine.submit(req)
-    assert listener.wait().finish is FinishReason.ERROR
-    engine._thread.join(10)
-    assert "TypeError" in engine.fault
-    with pytest.raises(EngineError):
-        engine.submit(request([1])[0])
+def test_idleness_is_no_fault():
+    with Engine(HashModel(), engine_config(stuck_after_s=0.05)) as engine:
+        time.sleep(0.2)
+        assert engine.healthy
+        req, listener = request([1])
+        engine.submit(req)
+        assert listener.wait().finish is FinishReason.LENGTH
 
 
 def test_an_idle_engine_sleeps():

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from baltoro.engine import sampler
-from baltoro.engine.engine import Engine, EngineConfig
+from baltoro.engine.config import EngineConfig
+from baltoro.engine.engine import Engine
 from baltoro.model import load
 from baltoro.model.batch import Batch
 from tests import tiny

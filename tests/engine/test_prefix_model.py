@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from baltoro.engine.engine import Engine, EngineConfig, page_bytes
+from baltoro.engine.config import EngineConfig, page_bytes
+from baltoro.engine.engine import Engine
 from baltoro.engine.prefix_files import PageShape, PrefixFiles
 from baltoro.kernels.targets import chosen_target
 from baltoro.model.load import load, save

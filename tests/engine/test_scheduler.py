@@ -4,7 +4,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baltoro.engine.cache import Pages
-from baltoro.engine.scheduler import Scheduler, Sequence
+from baltoro.engine.prefix import PrefixTree
+from baltoro.engine.scheduler import Scheduler
+from baltoro.engine.sequence import Sequence
 from tests.engine import fake
 
 
@@ -13,8 +15,8 @@ def make(num_pages=8, page_tokens=4, max_running=3, prefill_tokens=6):
     return Scheduler(pages, max_running=max_running, prefill_tokens=prefill_tokens)
 
 
-def sequence(prompt_tokens, max_tokens=1):
-    request, _ = fake.request([1] * prompt_tokens, max_tokens=max_tokens)
+def sequence(prompt_tokens, max_tokens=1, priority=0):
+    request, _ = fake.request([1] * prompt_tokens, max_tokens=max_tokens, priority=priority)
     return Sequence(request, list(request.prompt), seed=0)
 
 
@@ -32,7 +34,8 @@ def run(scheduler, chunks):
     return done
 
 
-sizes = st.tuples(st.integers(1, 20), st.integers(1, 12))  # prompt, answer: 32 tokens at most, 8 pages of 4
+# prompt, answer, priority: 32 tokens at most, 8 pages of 4
+sizes = st.tuples(st.integers(1, 20), st.integers(1, 12), st.sampled_from([0, 0, 0, 1, -3]))
 
 
 @given(
@@ -45,20 +48,18 @@ sizes = st.tuples(st.integers(1, 20), st.integers(1, 12))  # prompt, answer: 32 
 def test_everyone_ends_in_the_order_of_right_within_the_budgets(arrivals, max_running, prefill_tokens, num_pages):
     scheduler = make(num_pages=num_pages, max_running=max_running, prefill_tokens=prefill_tokens)
     arrivals = sorted(arrivals, key=lambda arrival: arrival[0])
-    everyone = [sequence(prompt, answer) for _, (prompt, answer) in arrivals]
-    age = {each: place for place, each in enumerate(everyone)}
+    everyone = [sequence(*size) for _, size in arrivals]
+    place = {each: (each.request.priority, number) for number, each in enumerate(everyone)}
     done = []
     started = set()
-    work = sum(prompt + answer for _, (prompt, answer) in arrivals)
+    work = sum(prompt + answer for _, (prompt, answer, _) in arrivals)
     step = 0
     while len(done) < len(everyone):
         for (when, _), each in zip(arrivals, everyone, strict=True):
             if when == step:
                 scheduler.add(each)
-        oldest = min((each for each in (*scheduler.running, *scheduler.waiting)), key=age.__getitem__, default=None)
-        decoding = {
-            each for each in scheduler.running if len(each.tokens) - 1 == each.cached >= len(each.request.prompt)
-        }
+        decoding = {each for each in scheduler.running if each.generated and len(each.tokens) - each.cached == 1}
+        before = [*scheduler.running]
         chunks = scheduler.next()
         planned = [chunk.sequence for chunk in chunks]
 
@@ -68,10 +69,17 @@ def test_everyone_ends_in_the_order_of_right_within_the_budgets(arrivals, max_ru
         prefill = sum(chunk.stop - chunk.start for chunk in chunks if chunk.sequence not in decoding)
         assert prefill <= prefill_tokens
         assert decoding & set(scheduler.running) <= set(planned), "a prompt held up a decoding sequence"
-        assert oldest is None or oldest in planned, "the oldest stood still"
-        assert [*map(age.get, scheduler.running), *map(age.get, scheduler.waiting)] == sorted(
-            age[each] for each in (*scheduler.running, *scheduler.waiting)
-        ), "someone overtook"
+        assert not scheduler.running or scheduler.running[0] in planned, "the first of the running stood still"
+        assert bool(planned) == bool(scheduler.running or scheduler.waiting)
+        for group in (scheduler.running, list(scheduler.waiting)):
+            assert group == sorted(group, key=place.__getitem__)
+        came = [each for each in scheduler.running if each not in before]
+        stopped = [each for each in before if each in scheduler.waiting]
+        left = list(scheduler.waiting)
+        assert not came or not left or max(map(place.get, came)) < min(map(place.get, left)), "someone overtook"
+        assert not stopped or min(map(place.get, stopped)) > max(
+            (place[each] for each in before if each in scheduler.running), default=(-9, 0)
+        ), "another than the last was stopped"
         for chunk in chunks:
             assert chunk.start == chunk.sequence.cached < chunk.stop <= len(chunk.sequence.tokens)
             assert len(scheduler.pages.of(chunk.sequence.request)) * 4 >= chunk.stop
@@ -149,3 +157,112 @@ def test_one_that_leaves_the_queue_or_a_seat_makes_room():
     scheduler.clear()
     assert scheduler.next() == []
     assert scheduler.pages.num_free == scheduler.pages.num_pages
+
+
+# ----------------------------------------------------------------------------------------- who gets prompt tokens
+
+
+@given(
+    running=st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0, 0, 1])), min_size=1, max_size=8),
+    prefill_tokens=st.integers(2, 40),
+)
+@settings(max_examples=200, deadline=None)
+def test_no_prompt_waits_longer_than_the_bound(running, prefill_tokens):
+    """ceil(W / (prefill_tokens // 2)) steps, W: tokens of it, of better ones, and of equals that are no longer."""
+    scheduler = make(num_pages=8 * 16, max_running=8, prefill_tokens=prefill_tokens)
+    everyone = [sequence(tokens, priority=priority) for tokens, priority in running]
+    first = min(everyone, key=lambda each: each.request.priority)
+    bounds = {}
+    for each, (tokens, priority) in zip(everyone, running, strict=True):
+        before = sum(t for t, p in running if p < priority or (p == priority and t <= tokens))
+        bounds[each] = -(-(tokens if each is first else before) // (prefill_tokens // 2))
+        scheduler.add(each)
+    step = 0
+    while scheduler.running or scheduler.waiting:
+        step += 1
+        chunks = scheduler.next()
+        assert sum(chunk.stop - chunk.start for chunk in chunks) == min(
+            prefill_tokens, sum(len(each.tokens) - each.cached for each in scheduler.running)
+        ), "a part of the budget was left"
+        for done in run(scheduler, chunks):
+            assert step <= bounds[done], (running, prefill_tokens)
+
+
+def test_a_short_prompt_does_not_wait_for_long_ones():
+    """Behind 28,000 tokens and 20,000 more, 100 tokens take one step."""
+    scheduler = make(num_pages=20_000, max_running=32, prefill_tokens=2048)
+    for tokens in (28_000, 20_000):
+        scheduler.add(sequence(tokens))
+    run(scheduler, scheduler.next())
+    short = sequence(100)
+    scheduler.add(short)
+    chunks = {chunk.sequence: chunk.stop - chunk.start for chunk in scheduler.next()}
+    assert chunks[short] == 100
+    assert sorted(chunks.values()) == [100, 924, 1024]
+
+
+def test_prompts_of_one_size_are_computed_one_behind_the_other():
+    """Were all computed side by side, every one would come as late as the last."""
+    scheduler = make(num_pages=200, max_running=4, prefill_tokens=10)
+    everyone = [sequence(20) for _ in range(4)]
+    for each in everyone:
+        scheduler.add(each)
+    done, step = {}, 0
+    while len(done) < 4:
+        step += 1
+        done |= dict.fromkeys(run(scheduler, scheduler.next()), step)
+    assert [done[each] for each in everyone] == [2, 4, 6, 8]
+
+
+def test_a_better_one_goes_first_and_the_worst_and_youngest_gives_its_pages():
+    scheduler = make(num_pages=6, page_tokens=2, max_running=4, prefill_tokens=30)
+    usual, worse, worst, better = (sequence(2, 6, priority) for priority in (0, 5, 5, -1))
+    for each in (usual, worse, worst):
+        scheduler.add(each)
+    run(scheduler, scheduler.next())
+    scheduler.add(better)
+    gone = []
+    while scheduler.running or scheduler.waiting:
+        before = list(scheduler.running)
+        chunks = scheduler.next()
+        gone += [each for each in before if each not in scheduler.running]
+        run(scheduler, chunks)
+    assert gone[:2] == [worst, worse]
+
+
+def test_ten_thousand_may_wait_and_leave_in_any_order():
+    """Each costs O(log n): by a list's `remove` this took 100,000,000 comparisons."""
+    scheduler = make(num_pages=64, max_running=8, prefill_tokens=64)
+    everyone = [sequence(1 + number % 7, 2, number % 3) for number in range(10_000)]
+    for each in everyone:
+        scheduler.add(each)
+    run(scheduler, scheduler.next())
+    for each in everyone[5::2] + everyone[4::-2]:
+        if each in scheduler.waiting or each in scheduler.running:
+            scheduler.remove(each)
+    left = sum(each in scheduler.waiting for each in everyone)
+    assert len(scheduler.waiting) == left < 5_010
+    done = []
+    while scheduler.running or scheduler.waiting:
+        done += run(scheduler, scheduler.next())
+    assert [each.request.priority for each in done[:100]] == [0] * 100
+    assert scheduler.pages.num_free == 64
+
+
+def test_prompts_that_begin_alike_and_came_together_are_computed_once():
+    """The second is admitted before the first is computed, and takes over its pages when its turn comes."""
+    pages = Pages(num_pages=64, page_tokens=4, tree=PrefixTree(page_tokens=4))
+    scheduler = Scheduler(pages, max_running=8, prefill_tokens=32)
+    alike = [sequence(32) for _ in range(5)]
+    for each in alike:
+        scheduler.add(each)
+    computed = 0
+    while scheduler.running or scheduler.waiting:
+        for chunk in scheduler.next():
+            computed += chunk.stop - chunk.start
+            scheduler.computed(*chunk[:3])
+            if chunk.is_last:
+                scheduler.remove(chunk.sequence)
+    assert computed == 32 + 4 * 4
+    assert (scheduler.num_hits, scheduler.reused_tokens) == (4, 4 * 28)
+    assert pages.num_free == 64

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from baltoro.engine.cache import Pages
 from baltoro.engine.prefix import PrefixTree
-from baltoro.engine.scheduler import Scheduler, Sequence
+from baltoro.engine.scheduler import Scheduler
+from baltoro.engine.sequence import Sequence
 from baltoro.engine.spill import Restore
 from tests.engine import fake
 
@@ -47,25 +48,30 @@ class Order(RuleBasedStateMachine):
         self.disk = Disk() if disk else None
         pages = Pages(num_pages=num_pages, page_tokens=PAGE, tree=PrefixTree(page_tokens=PAGE))
         self.scheduler = Scheduler(pages, max_running=max_running, prefill_tokens=prefill_tokens, spill=self.disk)
-        self.age = {}  # sequence -> when it came
+        self.place = {}  # sequence -> its priority, and when it came
+        self.arrivals = 0
         self.holds = {}  # page -> ids up to its last written position
         self.next_token = 100
 
-    @rule(prompt=st.lists(st.integers(0, 1), min_size=1, max_size=10), answer=st.integers(1, 6))
-    def submit(self, prompt, answer):
-        request, _ = fake.request(prompt, max_tokens=answer)
+    @rule(
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=10), answer=st.integers(1, 6),
+        priority=st.sampled_from([0, 0, 0, -1, 2]),
+    )  # fmt: skip
+    def submit(self, prompt, answer, priority):
+        request, _ = fake.request(prompt, max_tokens=answer, priority=priority)
         sequence = Sequence(request, list(prompt), seed=0)
-        self.age[sequence] = len(self.age) if not self.age else max(self.age.values()) + 1
+        self.place[sequence] = (priority, self.arrivals)
+        self.arrivals += 1
         self.scheduler.add(sequence)
 
-    @precondition(lambda self: self.age)
+    @precondition(lambda self: self.place)
     @rule(data=st.data())
     def cancel(self, data):
-        self.leave(data.draw(st.sampled_from(list(self.age))))
+        self.leave(data.draw(st.sampled_from(list(self.place))))
 
     def leave(self, sequence):
         self.scheduler.remove(sequence)
-        del self.age[sequence]
+        del self.place[sequence]
         assert not self.scheduler.pages.of(sequence.request)
 
     @precondition(lambda self: self.disk and self.disk.jobs)
@@ -87,7 +93,6 @@ class Order(RuleBasedStateMachine):
 
     def run(self):
         scheduler = self.scheduler
-        oldest = min(self.age, key=self.age.__getitem__, default=None)
         decoding = {each for each in scheduler.running if each.restore is None and decodes(each)}
         chunks = scheduler.next()
         planned = [chunk.sequence for chunk in chunks]
@@ -97,8 +102,9 @@ class Order(RuleBasedStateMachine):
         prefill = sum(chunk.stop - chunk.start for chunk in chunks if chunk.sequence not in decoding)
         assert prefill <= scheduler.prefill_tokens
         assert decoding & set(scheduler.running) <= set(planned)
-        assert oldest is None or oldest in planned or oldest.restore, "the oldest stood still"
-        assert bool(chunks) or scheduler.waits_for_disk or not self.age, "the engine would never wake up"
+        first = next((each for each in scheduler.running if not each.restore), None)
+        assert first is None or first in planned, "the first of the running stood still"
+        assert bool(chunks) or scheduler.waits_for_disk or not self.place, "the engine would never wake up"
         for chunk in chunks:
             self.compute(*chunk[:3])
         for chunk in chunks:
@@ -123,10 +129,11 @@ class Order(RuleBasedStateMachine):
         self.scheduler.computed(sequence, start, stop)
 
     @invariant()
-    def nobody_overtakes_and_seats_are_counted(self):
-        order = [self.age[each] for each in (*self.scheduler.running, *self.scheduler.waiting)]
-        assert order == sorted(order)
-        assert len(order) == len(self.age)
+    def all_stand_in_order_and_seats_are_counted(self):
+        for group in (self.scheduler.running, self.scheduler.waiting):
+            order = [self.place[each] for each in group]
+            assert order == sorted(order)
+        assert len(self.scheduler.running) + len(self.scheduler.waiting) == len(self.place)
         assert len(self.scheduler.running) <= self.scheduler.max_running
 
     @invariant()
@@ -143,16 +150,16 @@ class Order(RuleBasedStateMachine):
                 assert not owners or set(job.pages) <= set(pages.of(owners[0].request))
 
     def teardown(self):
-        if not hasattr(self, "age"):
+        if not hasattr(self, "place"):
             return
         for _ in range(3000):
-            if not self.age:
+            if not self.place:
                 break
             for job in list(self.disk.jobs if self.disk else ()):
                 del self.disk.jobs[job]
                 job.finished = True
             self.run()
-        assert not self.age, "not everyone ends"
+        assert not self.place, "not everyone ends"
         assert self.scheduler.next() == []
         assert self.scheduler.pages.num_free == self.scheduler.pages.num_pages
 

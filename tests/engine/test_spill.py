@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 from baltoro.engine.engine import Engine
 from baltoro.engine.prefix_files import PageShape, PrefixFiles
 from baltoro.engine.request import FinishReason
-from baltoro.errors import EngineError
+from baltoro.errors import DeadlineError, EngineError
 from baltoro.kernels.reader import Reader
 from tests.engine import fake
 from tests.engine.fake import HashModel, engine_config, expected, request
@@ -212,6 +213,18 @@ def test_others_go_on_while_one_waits_for_the_disk(tmp_path, slow):
         assert heard.steps[-1].cached_tokens == 20
 
 
+def test_a_deadline_passes_while_it_waits_for_the_disk_and_nobody_else_is_there(tmp_path, slow):
+    with Engine(HashModel(), engine_config(), files=files(tmp_path)) as engine:
+        waits, heard = request([*SYSTEM, 6], deadline=time.monotonic() + 0.2)
+        engine.submit(waits)
+        assert slow.reached.wait(10)
+        assert heard.wait().finish is FinishReason.ERROR
+        assert isinstance(heard.steps[-1].error, DeadlineError)
+        settle(engine, running=0, waiting=0, free_pages=64)
+        slow.go.set()
+        ask(engine, [*SYSTEM, 6])
+
+
 def test_one_that_is_cancelled_or_preempted_while_it_waits_leaves_its_pages_alone(tmp_path, slow):
     fence = Fence(2)
     engine = Engine(HashModel(fence), engine_config(20), files=files(tmp_path))
@@ -272,7 +285,7 @@ with Engine(HashModel(), engine_config(12), files=files(Path(sys.argv[1]))) as e
     ask(engine, [*SYSTEM, 5])
     for index in range(10**6):
         ask(engine, [index % 50, index // 50 % 50, *range(20)], max_tokens=1)
-        print(len(list(engine._spill.files.folder.glob("*.page"))), flush=True)
+        print(len(list(engine._supervisor.loop.spill.files.folder.glob("*.page"))), flush=True)
 """
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baltoro.engine.engine import Engine, EngineConfig
+from baltoro.engine.config import EngineConfig
+from baltoro.engine.engine import Engine
 from baltoro.eval import run
 from baltoro.model.batch import Batch
 from baltoro.model.load import initialise

@@ -8,7 +8,7 @@ import pytest
 
 from baltoro import counts
 from baltoro.config import ModelConfig
-from baltoro.engine.engine import EngineConfig
+from baltoro.engine.config import EngineConfig
 from baltoro.errors import BaltoroError
 from baltoro.kernels import memory
 from baltoro.kernels.formats import FORMATS, Format

@@ -118,7 +118,8 @@ def test_it_says_who_it_is(client: openai.OpenAI) -> None:
 def test_held_out_scores_stay_above_their_floors() -> None:
     import torch
 
-    from baltoro.engine.engine import Engine, EngineConfig
+    from baltoro.engine.config import EngineConfig
+    from baltoro.engine.engine import Engine
     from baltoro.eval.run import CACHE_BYTES, scores
     from baltoro.model.load import load
 

@@ -8,12 +8,13 @@ import time
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from baltoro.chat.messages import Finished, TextDelta
-from baltoro.errors import CheckpointError, ContextError, EngineError
+from baltoro.errors import CheckpointError, ContextError, DeadlineError, EngineError, QueueFull
 from baltoro.server.body import MAX_BODY_BYTES, MAX_DEPTH
 from baltoro.server.openai import ChatBody
 from tests.server.conftest import Address
@@ -71,6 +72,8 @@ def test_unknown_paths_and_methods_have_the_envelope_too(server: Address, method
     [
         (ContextError("too long"), 400, "invalid_request_error"),
         (EngineError("stopped"), 503, "server_error"),
+        (QueueFull("1024 wait", retry_after_s=7), 429, "rate_limit_error"),
+        (DeadlineError("its time is over"), 504, "server_error"),
         (CheckpointError("a shard is gone"), 500, "server_error"),
         (ZeroDivisionError("secret"), 500, "server_error"),
     ],
@@ -83,8 +86,27 @@ def test_every_error_of_the_model_has_its_status(
     assert response.status_code == status
     assert error_of(response)["type"] == kind
     assert "secret" not in response.text
+    assert response.headers.get("retry-after") == ("7" if status == 429 else None)
     script.refusal = None
     assert server.http.post(CHAT, json=GOOD).status_code == 200  # the server lives on
+
+
+def test_openai_s_client_reads_a_full_queue_as_its_rate_limit(server: Address, script: Script) -> None:
+    script.refusal = QueueFull("1024 wait", retry_after_s=7)
+    with pytest.raises(openai.RateLimitError) as refused:
+        server.openai.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "Hi"}])
+    assert refused.value.code == "rate_limit_exceeded"
+    assert refused.value.response.headers["retry-after"] == "7"
+
+
+def test_priority_reaches_the_model_from_both_doors(server: Address, script: Script) -> None:
+    assert server.http.post(CHAT, json={**GOOD, "priority": -3}).status_code == 200
+    assert server.http.post(CHAT, json=GOOD).status_code == 200
+    assert [request.priority for request in script.requests] == [-3, 0]
+    body = {"model": "tiny", "prompt": "Hi", "priority": 5}
+    server.http.post("/v1/completions", json=body)
+    assert [request.priority for request in script.completions] == [5]
+    assert error_of(server.http.post(CHAT, json={**GOOD, "priority": "high"}))["param"] == "priority"
 
 
 def test_every_answer_carries_a_request_id_the_client_s_own_if_it_is_sane(server: Address, script: Script) -> None:

@@ -105,6 +105,19 @@ def test_what_does_not_finish_in_time_is_cut_and_counted(signals: list[signal.Si
         assert "[DONE]" not in client.heard
 
 
+def test_it_leaves_when_it_is_told_that_there_is_nothing_to_serve() -> None:
+    program = """
+import threading
+from baltoro.server import listen
+sockets = listen.bind("127.0.0.1", 0)
+leave = threading.Event()
+threading.Timer(0.5, leave.set).start()
+print(listen.run(lambda *_: None, sockets, grace_s=1, leave=leave))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
 def test_a_taken_port_is_one_clear_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = listen.port_of(taken)
