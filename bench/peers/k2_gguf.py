@@ -20,7 +20,7 @@ from baltoro.config import ModelConfig
 POOL = 2**22 + 1  # distinct blocks of weights; odd, so that no two rows or experts are alike
 
 
-def blocks(kind: GGMLQuantizationType, rows: int, columns: int) -> np.ndarray:
+def blocks(kind: GGMLQuantizationType, rows: int, columns: int, scale: float) -> np.ndarray:
     """(rows, bytes of a row)"""
     size, nbytes = GGML_QUANT_SIZES[kind]
     count = rows * columns // size
@@ -29,7 +29,7 @@ def blocks(kind: GGMLQuantizationType, rows: int, columns: int) -> np.ndarray:
         pool = random.integers(-127, 128, shape, dtype=np.int8).view(np.uint8)
     else:  # Q4_0: two halves a byte, from which 8 is subtracted
         pool = random.integers(1, 16, shape, dtype=np.uint8) * 16 + random.integers(1, 16, shape, dtype=np.uint8)
-    pool[:, :2] = np.frombuffer(np.float16(0.002).tobytes(), np.uint8)  # the block's scale
+    pool[:, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)  # the block's scale
     return np.resize(pool, (count, nbytes)).reshape(rows, -1)
 
 
@@ -38,9 +38,9 @@ class Writer:
         self.gguf, self.kind = gguf.GGUFWriter(path, "deepseek2"), kind
         self.random = np.random.default_rng(1)
 
-    def packed(self, name: str, *shape: int, kind: GGMLQuantizationType | None = None) -> None:
+    def packed(self, name: str, *shape: int, kind: GGMLQuantizationType | None = None, scale: float = 0.002) -> None:
         kind = kind or self.kind
-        data = blocks(kind, int(np.prod(shape[:-1])), shape[-1])
+        data = blocks(kind, int(np.prod(shape[:-1])), shape[-1], scale)
         self.gguf.add_tensor(name, data.reshape(*shape[:-1], -1), raw_dtype=kind)
 
     def floats(self, name: str, *shape: int) -> None:
@@ -88,7 +88,8 @@ def write(path: Path, kind: str, *, dense: int, mixtures: int, experts: int, voc
     out = Writer(path, GGMLQuantizationType[kind])
     describe(out.gguf, config, layers=dense + mixtures, dense=dense, experts=experts)
     out.gguf.add_vocab_size(vocabulary)
-    out.packed("token_embd.weight", vocabulary, hidden, kind=eight)
+    # Larger than what layers add, so that tokens stay apart, and with them the experts they choose
+    out.packed("token_embd.weight", vocabulary, hidden, kind=eight, scale=0.1)
     out.packed("output.weight", vocabulary, hidden, kind=eight)
     out.floats("output_norm.weight", hidden)
     for layer in range(dense + mixtures):
