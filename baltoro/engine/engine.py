@@ -21,7 +21,7 @@ from baltoro.engine.sequence import Sequence
 from baltoro.engine.statistics import COUNTERS, Statistics
 from baltoro.engine.supervisor import Supervisor
 from baltoro.engine.timeline import Timeline
-from baltoro.errors import ContextError, EngineError, RequestError
+from baltoro.errors import EngineError, RequestError
 from baltoro.model.transformer import Transformer
 from baltoro.weights.experts import ExpertStore
 from baltoro.weights.trace import Writer
@@ -156,15 +156,7 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         prompt, size = request.prompt, self.vocab_size
-        if not prompt:
-            raise RequestError("the prompt is empty, expected at least one token", param="prompt")
-        if len(prompt) + 1 > self.max_context:
-            raise ContextError(
-                f"the prompt has {len(prompt)} tokens, expected at most {self.max_context - 1}",
-                hint="shorten the conversation, or serve with a larger context",
-                param="prompt",
-                code="context_length_exceeded",
-            )
+        request.check_length(self.max_context)
         named = {"stop_token_ids": request.sampling.stop_token_ids, "logit_bias": request.sampling.logit_bias}
         for name, ids in {"prompt": prompt, **named}.items():
             if ids and (min(ids) < 0 or max(ids) >= size):

@@ -25,7 +25,7 @@ from baltoro.engine.upstream.connection import Patience
 from baltoro.engine.upstream.dialect import Heard
 from baltoro.engine.upstream.draft import Draft
 from baltoro.engine.upstream.fleet import Fleet, UpstreamStatistics
-from baltoro.errors import BaltoroError, ContextError, EngineError, RequestError
+from baltoro.errors import BaltoroError, EngineError, RequestError
 
 _log = logging.getLogger(__name__)
 
@@ -168,15 +168,7 @@ class RemoteEngine:
             raise RequestError(
                 "priorities and deadlines are for a model that runs here, not behind --upstream", param="priority"
             )
-        if not prompt:
-            raise RequestError("the prompt is empty, expected at least one token", param="prompt")
-        if len(prompt) + 1 > self.max_context:
-            raise ContextError(
-                f"the prompt has {len(prompt)} tokens, expected at most {self.max_context - 1}",
-                hint="shorten the conversation, or serve with a larger context",
-                param="prompt",
-                code="context_length_exceeded",
-            )
+        request.check_length(self.max_context)
         for name, ids in (("prompt", prompt), ("logit_bias", request.sampling.logit_bias)):
             if bad := next((token for token in ids if not 0 <= token < self.vocab_size), None):
                 raise RequestError(f"{name} has id {bad}, expected 0 to {self.vocab_size - 1}", param=name)

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from baltoro.errors import RequestError
+from baltoro.errors import ContextError, RequestError
 
 _serial = itertools.count()
 
@@ -117,3 +117,15 @@ class Request:
     deadline: float | None = None  # time.monotonic() after which it ends with a DeadlineError, wherever it stands
     prompt_logprobs: int | None = None  # as SamplingParams.logprobs, of the prompt; needs the logits of all its rows
     id: int = field(default_factory=lambda: next(_serial))
+
+    def check_length(self, max_context: int) -> None:
+        """A RequestError where the prompt and one token more are not 2 .. max_context tokens."""
+        if not self.prompt:
+            raise RequestError("the prompt is empty, expected at least one token", param="prompt")
+        if len(self.prompt) + 1 > max_context:
+            raise ContextError(
+                f"the prompt has {len(self.prompt)} tokens, expected at most {max_context - 1}",
+                hint="shorten the conversation, or serve with a larger context",
+                param="prompt",
+                code="context_length_exceeded",
+            )
