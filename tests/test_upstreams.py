@@ -115,7 +115,9 @@ def test_more_context_than_the_upstreams_have_is_refused() -> None:
         upstream.close()
 
 
-@pytest.mark.parametrize("option", [["--format", "int4"], ["--threads", "2"], ["--max-running", "3"]])
+@pytest.mark.parametrize(
+    "option", [["--stuck-after", "9"], ["--format", "int4"], ["--threads", "2"], ["--max-running", "3"]]
+)
 def test_options_of_a_local_model_are_refused_behind_an_upstream(option: list[str]) -> None:
     result = CliRunner().invoke(app, ["serve", "--port", "0", "--upstream", "http://127.0.0.1:9", *option])
     assert result.exit_code == 2

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from baltoro.llm import LLM
 
 MAX_WAITING = 1024  # requests, unless told otherwise
+STUCK_AFTER_S = 600.0  # the same
 
 
 def _open(
@@ -43,7 +44,7 @@ def _open(
     max_running: int | None = None,
     max_waiting: int | None = None,
     request_timeout_s: float | None = None,
-    stuck_after_s: float = 600.0,
+    stuck_after_s: float = STUCK_AFTER_S,
     expert_memory: int | None = None,
     trace: Path | None = None,
     trace_steps: Path | None = None,
@@ -128,8 +129,11 @@ def serve(
         ),
     ] = None,
     stuck_after: Annotated[
-        float, typer.Option(min=1, help="A step that lasts longer, in seconds, never ends: the engine is dead.")
-    ] = 600,
+        float | None,
+        typer.Option(
+            min=1, help="A step that lasts longer, in seconds, never ends: the engine is dead. [default: 600]"
+        ),
+    ] = None,
     exit_on_fault: Annotated[
         bool,
         typer.Option(help="Leave with exit code 1 when the engine is dead, so that what started it starts it again."),
@@ -150,6 +154,7 @@ def serve(
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
     if upstream:
         local = {"max-running": max_running, "max-waiting": max_waiting, "request-timeout": request_timeout,
+                 "stuck-after": stuck_after,
                  "format": format, "expert-memory": expert_memory, "trace": trace, "trace-steps": trace_steps,
                  "threads": threads, "prefix-cache": prefix_cache}  # fmt: skip
         given = [f"--{name}" for name, value in local.items() if value is not None]
@@ -161,7 +166,8 @@ def serve(
     else:
         opened = _open(
             model, max_context=max_context, max_running=max_running, max_waiting=max_waiting or MAX_WAITING,
-            request_timeout_s=request_timeout, stuck_after_s=stuck_after, threads=threads, format=format,
+            request_timeout_s=request_timeout, stuck_after_s=stuck_after or STUCK_AFTER_S, threads=threads,
+            format=format,
             expert_memory=expert_memory, trace=trace, trace_steps=trace_steps,
             prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache, prefix_disk_bytes=prefix_cache_size,
         )  # fmt: skip
