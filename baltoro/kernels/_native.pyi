@@ -110,6 +110,7 @@ class AttentionWeights:
         q_a: Packed,
         q_b: Packed,
         kv_a: Packed,
+        keys: Packed,
         absorbed_keys: Packed,
         values: Packed,
         output: Packed,
@@ -139,23 +140,69 @@ class MixtureWeights:
         shared_down: Packed,
     ) -> None: ...
 
+class LayerWeights:
+    def __init__(
+        self, input_norm: int, post_norm: int, attention: AttentionWeights, mixture: MixtureWeights
+    ) -> None: ...
+
+class ModelWeights:
+    def __init__(
+        self,
+        embedding: int,
+        is_bf16: bool,
+        hidden: int,
+        layers: list[LayerWeights],
+        norm: int,
+        head: Packed,
+        eps: float,
+        scale: float,
+        heads: int,
+        rotary: int,
+    ) -> None: ...
+
+class Rows:
+    def __init__(
+        self,
+        T: int,
+        write_slots: int,
+        decoding: int,
+        slots: int,
+        edges: int,
+        num_decoding: int,
+        chunks: int,
+        num_chunks: int,
+        chunk_slots: int,
+    ) -> None: ...
+
 def attention_step(
     target: str,
     w: AttentionWeights,
     x: int,
+    rows: Rows,
     cos: int,
     sin: int,
     cache: int,
-    write_slots: int,
-    slots: int,
-    edges: int,
     scale: float,
     y: int,
-    B: int,
     H: int,
     R: int,
     threads: int,
 ) -> None: ...
+def forward(
+    target: str,
+    w: ModelWeights,
+    ids: int,
+    positions: int,
+    cos: int,
+    sin: int,
+    rows: Rows,
+    cache: int,
+    layer_numbers: int,
+    wanted: int,
+    count: int,
+    logits: int,
+    threads: int,
+) -> bool: ...
 def mixture_step(
     target: str, w: MixtureWeights, h: int, x: int, weights: int, chosen: int, y: int, T: int, threads: int
 ) -> float | None: ...

@@ -1,7 +1,7 @@
 """Packed layers as one call a step: between two calls a core forgets the interpreter, and every line of Python costs.
 
-What the other doors check at each call is checked here once, when a layer is described. Each step gives the bits of the
-single kernels that it consists of; they and the model's own modules are its twin.
+What the other doors check at each call is checked here once, when a layer is described, or the rows of a forward. Each
+step gives the bits of the single kernels that it consists of; they and the model's own modules are its twin.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from baltoro.kernels import attention
-from baltoro.kernels.door import check, check_mixture, check_packed, check_scale, described, target_for
+from baltoro.kernels.door import check, check_mixture, check_packed, check_scale, described, shape_of, target_for
 from baltoro.kernels.formats import Packed
-from baltoro.kernels.latents import checked_sequences, checked_slots
 from baltoro.kernels.routing import Choice, check_choice
+from baltoro.kernels.rows import Rows
 from baltoro.kernels.targets import chosen_target, native
 
 _NOTHING = (0, 0, 0, 0, 0, 0)
@@ -25,29 +25,32 @@ def runs(x: Tensor) -> bool:
 
 
 class AttentionStep:
-    """From the normed hidden state of decoding tokens to what a layer's attention adds to it.
+    """From the normed hidden state to what a layer's attention adds to it, of prompts and decoding tokens together.
 
     q_a, q_norm: None where q_b makes the queries alone; the norms' weights are float32
-    heads:       H, the height of the stacks absorbed_keys (C, N) and values (V, C)
+    heads:       H, the height of the stacks keys (N, C), absorbed_keys (C, N) and values (V, C)
     """
 
     def __init__(
         self, *, q_a: Packed | None, q_norm: Tensor | None, q_b: Packed, kv_a: Packed, kv_norm: Tensor,
-        absorbed_keys: Packed, values: Packed, output: Packed, eps: float, heads: int,
+        keys: Packed, absorbed_keys: Packed, values: Packed, output: Packed, eps: float, heads: int,
     ) -> None:  # fmt: skip
         C, N = absorbed_keys.outputs, absorbed_keys.inputs
         rotary = kv_a.outputs - C
         self.heads, self.rotary, self.width, self.hidden = heads, rotary, kv_a.outputs, kv_a.inputs
         for name, w in (("q_b", q_b), ("kv_a", kv_a), ("output", output)):
             check_packed(name, w, None)
-        check_packed("absorbed_keys", absorbed_keys, heads)
-        check_packed("values", values, heads)
+        for name, w in (("keys", keys), ("absorbed_keys", absorbed_keys), ("values", values)):
+            check_packed(name, w, heads)
+        if (keys.format, keys.group) != (values.format, values.group):
+            raise ValueError(f"keys {shape_of(keys)} and values {shape_of(values)} are not of one latent")
         check("kv_norm", kv_norm, torch.float32, (C,))
         if q_a is not None and q_norm is not None:
             check_packed("q_a", q_a, None)
             check("q_norm", q_norm, torch.float32, (q_a.outputs,))
         expected = {
             "q_b": ((q_b.outputs, q_b.inputs), (heads * (N + rotary), self.hidden if q_a is None else q_a.outputs)),
+            "keys": ((keys.outputs, keys.inputs), (N, C)),
             "values": ((values.outputs, values.inputs), (values.outputs, C)),
             "output": ((output.outputs, output.inputs), (self.hidden, heads * values.outputs)),
         }
@@ -56,39 +59,49 @@ class AttentionStep:
         for name, (found, wanted) in expected.items():
             if found != wanted:
                 raise ValueError(f"{name} is {found}, expected {wanted}")
-        if C % attention.COLUMNS or self.width % 4 or rotary < 2 or rotary % 2 or (q_a is None) != (q_norm is None):
-            raise ValueError(f"latents of {C} and {rotary} numbers, expected multiples of {attention.COLUMNS} and 4")
-        self._kept = (q_a, q_norm, q_b, kv_a, kv_norm, absorbed_keys, values, output)  # native code has addresses only
-        self._weights = native().AttentionWeights(
+        unfit = C % attention.COLUMNS or values.outputs % attention.COLUMNS or self.width % 4 or (N + rotary) % 4
+        if unfit or rotary < 2 or rotary % 2 or (q_a is None) != (q_norm is None):
+            raise ValueError(
+                f"latents of {C} and {rotary} numbers, values of {values.outputs}, expected multiples of "
+                f"{attention.COLUMNS} and 4"
+            )
+        self._kept = (
+            q_a,
+            q_norm,
+            q_b,
+            kv_a,
+            kv_norm,
+            keys,
+            absorbed_keys,
+            values,
+            output,
+        )  # native code has addresses only
+        self.weights = native().AttentionWeights(
             _NOTHING if q_a is None else described("q_a", q_a), described("q_b", q_b),
-            described("kv_a", kv_a), described("absorbed_keys", absorbed_keys),
+            described("kv_a", kv_a), described("keys", keys), described("absorbed_keys", absorbed_keys),
             described("values", values), described("output", output),
             0 if q_norm is None else q_norm.data_ptr(), kv_norm.data_ptr(), eps,
         )  # fmt: skip
 
     def __call__(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, write_slots: Tensor, slots: Tensor, edges: Tensor,
-        *, scale: float, target: str | None = None,
-    ) -> Tensor:  # fmt: skip
-        """x: (B, D) float32, one token a sequence; cache (any, C + R) bf16 gets its row before it is read.
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, rows: Rows, *, scale: float, target: str | None = None
+    ) -> Tensor:
+        """x: (T, D) float32; cache (any, C + R) bf16 gets the tokens' rows before they are read.
 
-        cos, sin, slots, edges, scale: as in latents.py. Returns: (B, D) float32
+        cos, sin, scale: as in latents.py. Returns: (T, D) float32
         """
-        B, pairs = x.shape[0], self.rotary // 2
+        T, pairs = rows.tokens, self.rotary // 2
         check_scale(scale)
-        check("x", x, torch.float32, (B, self.hidden))
-        check("cos", cos, torch.float32, (B, pairs))
-        check("sin", sin, torch.float32, (B, pairs))
-        check("cache", cache, torch.bfloat16, (cache.shape[0], self.width))
+        check("x", x, torch.float32, (T, self.hidden))
+        check("cos", cos, torch.float32, (T, pairs))
+        check("sin", sin, torch.float32, (T, pairs))
+        check("cache", cache, torch.bfloat16, (rows.cache_rows, self.width))
         if not cache.is_contiguous():
             raise ValueError("cache is not contiguous")
-        write_slots = checked_slots("write_slots", write_slots, B, cache)
-        slots, edges = checked_sequences(slots, edges, B, cache)
-        x, cos, sin, y = x.contiguous(), cos.contiguous(), sin.contiguous(), torch.empty(B, self.hidden)
+        x, cos, sin, y = x.contiguous(), cos.contiguous(), sin.contiguous(), torch.empty(T, self.hidden)
         native().attention_step(
-            target or chosen_target(), self._weights, x.data_ptr(), cos.data_ptr(), sin.data_ptr(),
-            cache.data_ptr(), write_slots.data_ptr(), slots.data_ptr(), edges.data_ptr(), scale, y.data_ptr(), B,
-            self.heads, self.rotary, torch.get_num_threads(),
+            target or chosen_target(), self.weights, x.data_ptr(), rows.native, cos.data_ptr(), sin.data_ptr(),
+            cache.data_ptr(), scale, y.data_ptr(), self.heads, self.rotary, torch.get_num_threads(),
         )  # fmt: skip
         return y
 
@@ -122,7 +135,7 @@ class MixtureStep:
         self._kept = (router, bias, gate, up, down, shared)  # native code has addresses only
         names = ("gate", "up", "down", "shared gate", "shared up", "shared down")
         packed = [described(name, w) for name, w in zip(names, (gate, up, down, *(shared or ())), strict=False)]
-        self._weights = native().MixtureWeights(
+        self.weights = native().MixtureWeights(
             router.data_ptr(), router.dtype is torch.bfloat16, bias.data_ptr(), choice.chosen, choice.groups,
             choice.kept_groups, choice.normalized, choice.factor, E, here, *packed, *([] if shared else [_NOTHING] * 3),
         )  # fmt: skip
@@ -135,10 +148,21 @@ class MixtureStep:
         h, x, y = h.contiguous(), x.contiguous(), torch.empty(T, self.hidden)
         weights, chosen = torch.empty(T, self.chosen), torch.empty(T, self.chosen, dtype=torch.int64)
         seconds = native().mixture_step(
-            target or chosen_target(), self._weights, h.data_ptr(), x.data_ptr(), weights.data_ptr(),
+            target or chosen_target(), self.weights, h.data_ptr(), x.data_ptr(), weights.data_ptr(),
             chosen.data_ptr(), y.data_ptr(), T, torch.get_num_threads(),
         )  # fmt: skip
         if seconds is None:
             raise ValueError(f"experts {int(chosen.min())} .. {int(chosen.max())} were chosen, {self.here} are here")
         self.routed_seconds = seconds
         return y, weights, chosen
+
+
+class DenseStep:
+    """A dense layer's MLP, its three matrices as stacks of one; a part of a ForwardStep."""
+
+    def __init__(self, gate: Packed, up: Packed, down: Packed) -> None:
+        check_mixture(gate, up, down, experts=1, hidden=gate.inputs)
+        self.hidden = gate.inputs
+        self._kept = (gate, up, down)  # native code has addresses only
+        three = (described("gate", gate), described("up", up), described("down", down))
+        self.weights = native().MixtureWeights(0, False, 0, 0, 1, 1, False, 1.0, 0, 0, *[_NOTHING] * 3, *three)

@@ -42,7 +42,7 @@ class Attention(nn.Module):
         self.kv_a_layernorm = RMSNorm(config.kv_lora_rank, LATENT_EPS)
         self.kv_b_proj = Heads(config)
         self.o_proj = Linear(heads * config.v_head_dim, hidden)
-        self.step: steps.AttentionStep | None = None  # described at the first decoding step, where all is packed
+        self.step: steps.AttentionStep | None = None  # described at the first use, where all is packed
 
     def forward(
         self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor | None, observe: bool
@@ -52,8 +52,9 @@ class Attention(nn.Module):
         cache: (pages, page_tokens, C + R) of this layer, written before it is read.
         """
         config = self.config
-        if cache is not None and (out := self._whole_step(x, layout, cos, sin, cache)) is not None:
-            return out, None
+        if cache is not None and steps.runs(x) and (step := self.described(cache)) is not None:
+            slots = cache.view(-1, cache.shape[-1])  # (pages * page_tokens, C + R)
+            return step(x, cos, sin, slots, layout.rows, scale=self.scale), None
         q = self._queries(x).view(-1, config.num_attention_heads, config.qk_head_dim)  # (T, H, N + R)
         q = latents.turn(q, cos, sin)
         kv = self.kv_a_proj_with_mqa(x)  # (T, C + R)
@@ -69,12 +70,12 @@ class Attention(nn.Module):
             context, peak = self._through_cache(q, slots, layout), None
         return self.o_proj(context.flatten(1)), peak
 
-    def _whole_step(self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor) -> Tensor | None:
-        """One native call, where every sequence decodes and every matrix is packed; None elsewhere."""
-        decode, heads, config = layout.decode, self.kv_b_proj.packed, self.config
-        if decode is None or layout.chunks or heads is None or not steps.runs(x):
-            return None
-        if not attention.can_attend(cache, latent=config.kv_lora_rank, key=config.qk_head_dim, value=config.v_head_dim):
+    def described(self, cache: Tensor) -> steps.AttentionStep | None:
+        """All of it as one native call, where every matrix is packed and such a cache suits; None elsewhere."""
+        heads, config = self.kv_b_proj.packed, self.config
+        if heads is None or not attention.can_attend(
+            cache, latent=config.kv_lora_rank, key=config.qk_head_dim, value=config.v_head_dim
+        ):
             return None
         if self.step is None:
             kv_a, output = self.kv_a_proj_with_mqa.packed, self.o_proj.packed
@@ -83,13 +84,10 @@ class Attention(nn.Module):
             assert q_b is not None and kv_a is not None and output is not None and (whole or q_a is not None)
             self.step = steps.AttentionStep(
                 q_a=q_a, q_norm=None if whole else self.q_a_layernorm.weight, q_b=q_b, kv_a=kv_a,
-                kv_norm=self.kv_a_layernorm.weight, absorbed_keys=heads.absorbed_keys, values=heads.values,
-                output=output, eps=LATENT_EPS, heads=config.num_attention_heads,
+                kv_norm=self.kv_a_layernorm.weight, keys=heads.keys, absorbed_keys=heads.absorbed_keys,
+                values=heads.values, output=output, eps=LATENT_EPS, heads=config.num_attention_heads,
             )  # fmt: skip
-        slots = cache.view(-1, cache.shape[-1])  # (pages * page_tokens, C + R)
-        return self.step(
-            x, cos, sin, slots, layout.write_slots, decode.slots, decode.edges, scale=self.scale
-        )  # fmt: skip
+        return self.step
 
     def _queries(self, x: Tensor) -> Tensor:
         if self.config.q_lora_rank is None:

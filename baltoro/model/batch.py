@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from baltoro.config import ModelConfig
+from baltoro.kernels.rows import Rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,7 @@ class Layout:
         self.even = len(batch.ids) == self.sequences * self.longest
         self.decode: Decode | None = None
         self.chunks: list[Chunk] = []
+        self._cache_rows = 0 if cache is None else cache.latents.shape[1] * cache.page_tokens
         if cache is not None:
             self._place_in_cache(batch, cache.page_tokens)
         elif not self.even:
@@ -118,6 +120,25 @@ class Layout:
         """(B, L, H, n) -> (T, H, n)."""
         x = x.flatten(0, 1)
         return x if self.even else x[self.padded_rows]
+
+    @cached_property
+    def rows(self) -> Rows:
+        """As native steps read it."""
+        none = np.empty(0, np.int64)
+        decode, seen = self.decode, [chunk.read_slots.numpy() for chunk in self.chunks]
+        begin, chunks = 0, list[tuple[int, int, int, int]]()
+        for chunk, slots in zip(self.chunks, seen, strict=True):
+            chunks.append((chunk.rows.start, chunk.rows.stop - chunk.rows.start, begin, len(slots)))
+            begin += len(slots)
+        return Rows(
+            self.write_slots.numpy(),
+            decoding=none if decode is None else decode.rows.numpy(),
+            slots=none if decode is None else decode.slots.numpy(),
+            edges=np.zeros(1, np.int64) if decode is None else decode.edges.numpy(),
+            chunks=np.array(chunks, np.int64).reshape(-1, 4),
+            chunk_slots=np.concatenate(seen) if seen else none,
+            cache_rows=self._cache_rows,
+        )
 
     def _place_in_cache(self, batch: Batch, page_tokens: int) -> None:
         """In numpy: for every sequence of a step, a handful of torch's small operations cost more than a layer does."""

@@ -52,6 +52,7 @@ class Bench:
         self.blocks: dict[str, Block] = {}
         self.share: Share | None = None
         self.experts = 0
+        model.by_layer = True  # hooks are to see each
         modules: dict[str, nn.Module] = {"head": model.lm_head}
         for block in model.model.layers:
             assert isinstance(block, Block)

@@ -24,6 +24,11 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden, width)
         self.down_proj = Linear(width, hidden)
 
+    def described(self) -> steps.DenseStep | None:
+        """Its matrices for native code, where they are packed."""
+        three = _three(self)
+        return None if three is None else steps.DenseStep(*(as_stack(w) for w in three))
+
     def forward(self, x: Tensor) -> Tensor:  # (T, D)
         if (three := _three(self)) is None:
             return dense.mlp(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
@@ -149,7 +154,7 @@ class MoE(nn.Module):
             else None
         )
 
-        self.step: steps.MixtureStep | None = None  # described at the first forward, where all is packed
+        self.step: steps.MixtureStep | None = None  # described at the first use, where all is packed
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:  # (T, D)
         routing = self.gate(x)
@@ -164,17 +169,22 @@ class MoE(nn.Module):
 
     def onto(self, x: Tensor, h: Tensor) -> tuple[Tensor, Routing]:
         """x plus the mixture of h; where all is packed, as one native call."""
-        if not self._packed() or not steps.runs(h):
+        step = self.described() if steps.runs(h) else None
+        if step is None:
             out, routing = self(h)
             return x + out, routing
-        if self.step is None:
+        out, weights, experts = step(h, x)
+        return out, Routing(weights, experts)
+
+    def described(self) -> steps.MixtureStep | None:
+        """All of it as one native call, where all is packed; None elsewhere."""
+        if self.step is None and self._packed():
             routed, shared = _three(self.experts), self.shared_experts and _three(self.shared_experts)
             assert routed is not None
             stacks = (as_stack(shared[0]), as_stack(shared[1]), as_stack(shared[2])) if shared else None
             gate = self.gate
             self.step = steps.MixtureStep(gate.weight, gate.e_score_correction_bias, gate.choice, *routed, stacks)
-        out, weights, experts = self.step(h, x)
-        return out, Routing(weights, experts)
+        return self.step if self._packed() else None
 
     def _packed(self) -> bool:
         parts = (self.experts, self.shared_experts or self.experts)

@@ -76,6 +76,22 @@ def rotary_table(config: ModelConfig, positions: Tensor) -> tuple[Tensor, Tensor
     return angles.cos() * scale, angles.sin() * scale
 
 
+class RotaryTable:
+    """What `rotary_table` says of the positions from 0 on, kept."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._config = config
+        none = torch.empty(0, config.qk_rope_head_dim // 2)
+        self._kept = (none, none)
+
+    def upto(self, positions: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of so many or more, both (., R / 2) float32."""
+        if len(self._kept[0]) < positions:
+            longer = min(max(positions, 2 * len(self._kept[0]), 1024), self._config.max_position_embeddings)
+            self._kept = rotary_table(self._config, torch.arange(max(positions, longer)))
+        return self._kept
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (2i, 2i + 1) of the last axis.
 

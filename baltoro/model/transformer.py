@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from baltoro.config import ModelConfig
+from baltoro.kernels import steps
+from baltoro.kernels.forward import ForwardStep, Layer
 from baltoro.model.attention import Attention
 from baltoro.model.batch import Batch, LatentCache, Layout
 from baltoro.model.linear import Linear, RMSNorm
 from baltoro.model.moe import MLP, MoE, Routing
-from baltoro.model.rope import rotary_table
+from baltoro.model.rope import RotaryTable, rotary_table, softmax_scale
 from baltoro.weights.experts import ExpertStore
 
 
@@ -55,6 +58,14 @@ class Block(nn.Module):
             observed.chosen.append(routing.experts)
         return x
 
+    def described(self, cache: Tensor) -> Layer | None:
+        """Its matrices for native code, where all of them are packed; None elsewhere."""
+        attention = self.self_attn.described(cache)
+        mlp = self.mlp.described()
+        if attention is None or mlp is None:
+            return None
+        return Layer(self.input_layernorm.weight, attention, self.post_attention_layernorm.weight, mlp)
+
 
 class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
@@ -72,8 +83,11 @@ class Transformer(nn.Module):
         self.config = config
         self.dtype = dtype
         self.store: ExpertStore | None = None  # where routed experts come from that are not parameters
+        self.by_layer = False  # run every module, for who looks at them; the result is the same
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self._table = RotaryTable(config)
+        self._step: ForwardStep | None = None  # described at the first use, where all is packed
 
     def forward(self, batch: Batch, cache: LatentCache | None = None, observed: Observed | None = None) -> Tensor:
         """Logits (rows, V) float32 of batch.logit_rows, or of all rows.
@@ -82,6 +96,10 @@ class Transformer(nn.Module):
         positions 0 .. its own. Without one every sequence must start at position 0.
         """
         layout = Layout(batch, cache)
+        if cache is not None and observed is None and (step := self._described(cache)) is not None:
+            table = self._table.upto(int(batch.positions.max()) + 1)
+            slots = cache.latents.flatten(1, 2)  # (layers, pages * page_tokens, C + R)
+            return step(batch.ids, batch.positions, table, slots, layout.rows, batch.logit_rows)
         cos, sin = rotary_table(self.config, batch.positions)
         x = self.model.embed_tokens(batch.ids).to(self.dtype)  # (T, D)
         for index, block in enumerate(self.model.layers):
@@ -89,3 +107,21 @@ class Transformer(nn.Module):
         if batch.logit_rows is not None:
             x = x[batch.logit_rows]
         return self.lm_head(self.model.norm(x)).float()
+
+    def _described(self, cache: LatentCache) -> ForwardStep | None:
+        """All of it as one native call, where everything is packed and here; None elsewhere."""
+        embedding, head, latents = self.model.embed_tokens.weight, self.lm_head.packed, cache.latents
+        if self.by_layer or self.dtype is not torch.float32 or head is None or self.store is not None:
+            return None
+        if embedding.dtype not in (torch.float32, torch.bfloat16) or not steps.runs(self.model.norm.weight):
+            return None
+        if self._step is None:
+            layers = [block.described(latents) for block in cast("list[Block]", list(self.model.layers))]
+            whole = [layer for layer in layers if layer is not None]
+            if len(whole) < len(layers):
+                return None
+            norm, eps = self.model.norm, self.config.rms_norm_eps
+            self._step = ForwardStep(
+                embedding, whole, norm.weight, head, eps=eps, scale=softmax_scale(self.config)
+            )  # fmt: skip
+        return self._step

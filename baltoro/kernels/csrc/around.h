@@ -51,20 +51,39 @@ void mla_prefill(const Target& target, const Matrix& keys, const Matrix& values,
                  const int64_t* slots, float scale, float* out, int64_t T, int64_t S, int64_t H, int64_t R,
                  int threads);
 
+// New tokens of one prompt: rows first .. first + tokens of a forward, which attend to slots begin .. begin + seen.
+struct Chunk {
+  int64_t first, tokens, begin, seen;
+};
+
+// The rows of a forward through the cache, and what each attends to. Row decoding[b] attends absorbed to
+// slots[edges[b]] .. slots[edges[b + 1] - 1], itself the last; rows of chunks attend expanded. Where all are decoding
+// they are in order.
+struct Rows {
+  int64_t T;
+  const float *cos, *sin;      // (T, R / 2)
+  const int64_t* write_slots;  // (T,)
+  const int64_t *decoding, *slots, *edges;
+  int64_t num_decoding;
+  const Chunk* chunks;
+  int64_t num_chunks;
+  const int64_t* chunk_slots;
+};
+
 // All matrices of a layer's attention, packed. q_a.data null: one product q_b makes the queries, without a norm.
 struct AttentionWeights {
-  Matrix q_a, q_b, kv_a, absorbed_keys, values, output;
+  Matrix q_a, q_b, kv_a, keys, absorbed_keys, values, output;
   const float *q_norm, *kv_norm;
   float eps;
 };
 
-// One decoding token of each of B sequences through a layer's attention: y(B, D) from the normed x(B, D). Writes rows
-// write_slots of the cache, then attends as mla_step does.
-void attention_step(const Target& target, const AttentionWeights& w, const float* x, const float* cos, const float* sin,
-                    uint16_t* cache, const int64_t* write_slots, const int64_t* slots, const int64_t* edges,
-                    float scale, float* y, int64_t B, int64_t H, int64_t R, int threads);
+// T tokens through a layer's attention: y(T, D) from the normed x(T, D). Writes their rows of the cache, then attends
+// as mla_step and mla_prefill do.
+void attention_step(const Target& target, const AttentionWeights& w, const float* x, const Rows& rows, uint16_t* cache,
+                    float scale, float* y, int64_t H, int64_t R, int threads);
 
-// A layer's experts, packed. shared_gate.data null: there is no shared expert.
+// A layer's experts, packed. shared_gate.data null: there is no shared expert. gate.data null: there is no router, and
+// what is shared is a dense layer.
 struct MixtureWeights {
   Dense router;
   const float* bias;
@@ -77,6 +96,28 @@ struct MixtureWeights {
 // `seconds`: of the routed experts. False where one was chosen that is not here; y is then not written.
 bool mixture_step(const Target& target, const MixtureWeights& w, const float* h, const float* x, float* weights,
                   int64_t* chosen, float* y, double& seconds, int64_t T, int threads);
+
+struct LayerWeights {
+  const float *input_norm, *post_norm;
+  AttentionWeights attention;
+  MixtureWeights mixture;
+};
+
+// A whole model. The embedding's rows are as they are, everything else that is large is packed.
+struct ModelWeights {
+  Dense embedding;  // (V, D)
+  std::vector<LayerWeights> layers;
+  const float* norm;
+  Matrix head;
+  float eps, scale;
+  int64_t heads, rotary;
+};
+
+// logits(count, V) behind the rows `wanted` of a forward, or behind its first `count` where there is no list. A layer's
+// part of the cache begins `layer_numbers` after the last one's. False as mixture_step: then some of the cache's rows
+// are written, and no logits.
+bool forward(const Target& target, const ModelWeights& w, const int64_t* ids, const Rows& rows, uint16_t* cache,
+             int64_t layer_numbers, const int64_t* wanted, int64_t count, float* logits, int threads);
 
 // y(T, O) = x(T, I) w^T of a plain weight, for a few tokens.
 void dense_linear(const Target& target, const float* w, const float* x, float* y, int64_t T, int64_t I, int64_t O,

@@ -1,40 +1,17 @@
-// This and bind_reader.cpp are the only files that know Python. Arrays arrive as addresses: door.py has checked shapes,
-// types and strides, and keeps the tensors alive during the call. (Four tensors through DLPack cost more than the
+// This and its neighbours, bind_*, are the only files that know Python. Arrays arrive as addresses: door.py has checked
+// shapes, types and strides, and keeps the tensors alive during the call. (Four tensors through DLPack cost more than the
 // kernel of a small layer.)
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
+#include "bind.h"
+
 #include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <optional>
-#include <tuple>
-
 #include "around.h"
-#include "kernels.h"
-
-namespace nb = nanobind;
-
-template <class T>
-static T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
 #ifndef _WIN32
 void bind_reader(nb::module_& m);  // bind_reader.cpp
 #endif
 
-// (format, outputs, inputs, group, address of the data, of the scales)
-using Packed = std::tuple<int, int64_t, int64_t, int64_t, uintptr_t, uintptr_t>;
-
-static baltoro::Matrix matrix(const Packed& w) {
-  return {static_cast<baltoro::Format>(std::get<0>(w)),
-          std::get<1>(w),
-          std::get<2>(w),
-          std::get<3>(w),
-          at<const uint8_t>(std::get<4>(w)),
-          at<const uint8_t>(std::get<5>(w))};
-}
+void bind_step(nb::module_& m);  // bind_step.cpp
 
 NB_MODULE(_native, m) {
   m.def("targets", &baltoro::targets, "Names of the targets that this CPU can run, slowest first.");
@@ -200,63 +177,6 @@ NB_MODULE(_native, m) {
                                at<const int64_t>(slots), scale, at<float>(out), T, S, H, R, threads);
         });
 
-  // The weights of a step are described once and kept: a tuple of them, read anew for each token, would cost as much
-  // as the products of a small layer.
-  nb::class_<baltoro::AttentionWeights>(m, "AttentionWeights")
-      .def("__init__", [](baltoro::AttentionWeights* self, const Packed& q_a, const Packed& q_b, const Packed& kv_a,
-                          const Packed& absorbed_keys, const Packed& values, const Packed& output, uintptr_t q_norm,
-                          uintptr_t kv_norm, float eps) {
-        new (self) baltoro::AttentionWeights{matrix(q_a),
-                                             matrix(q_b),
-                                             matrix(kv_a),
-                                             matrix(absorbed_keys),
-                                             matrix(values),
-                                             matrix(output),
-                                             at<const float>(q_norm),
-                                             at<const float>(kv_norm),
-                                             eps};
-      });
-  nb::class_<baltoro::MixtureWeights>(m, "MixtureWeights")
-      .def("__init__", [](baltoro::MixtureWeights* self, uintptr_t router, bool is_bf16, uintptr_t bias, int64_t chosen,
-                          int64_t groups, int64_t kept_groups, bool normalized, float factor, int64_t experts,
-                          int64_t here, const Packed& gate, const Packed& up, const Packed& down,
-                          const Packed& shared_gate, const Packed& shared_up, const Packed& shared_down) {
-        const baltoro::Matrix first = matrix(gate);
-        new (self) baltoro::MixtureWeights{{at<const void>(router), first.inputs, nullptr, is_bf16},
-                                           at<const float>(bias),
-                                           {chosen, groups, kept_groups, normalized, factor},
-                                           experts,
-                                           here,
-                                           first,
-                                           matrix(up),
-                                           matrix(down),
-                                           matrix(shared_gate),
-                                           matrix(shared_up),
-                                           matrix(shared_down)};
-      });
-
-  m.def("attention_step", [](const std::string& target, const baltoro::AttentionWeights& w, uintptr_t x, uintptr_t cos,
-                             uintptr_t sin, uintptr_t cache, uintptr_t write_slots, uintptr_t slots, uintptr_t edges,
-                             float scale, uintptr_t y, int64_t B, int64_t H, int64_t R, int threads) {
-    const baltoro::Target& kernels = baltoro::target(target);
-    const nb::gil_scoped_release released;
-    baltoro::attention_step(kernels, w, at<const float>(x), at<const float>(cos), at<const float>(sin),
-                            at<uint16_t>(cache), at<const int64_t>(write_slots), at<const int64_t>(slots),
-                            at<const int64_t>(edges), scale, at<float>(y), B, H, R, threads);
-  });
-
-  m.def("mixture_step",
-        [](const std::string& target, const baltoro::MixtureWeights& w, uintptr_t h, uintptr_t x, uintptr_t weights,
-           uintptr_t chosen, uintptr_t y, int64_t T, int threads) -> std::optional<double> {
-          const baltoro::Target& kernels = baltoro::target(target);
-          const nb::gil_scoped_release released;
-          double seconds = 0.0;
-          const bool all_here =
-              baltoro::mixture_step(kernels, w, at<const float>(h), at<const float>(x), at<float>(weights),
-                                    at<int64_t>(chosen), at<float>(y), seconds, T, threads);
-          return all_here ? std::optional<double>(seconds) : std::nullopt;
-        });
-
   m.def("dense_mla_step", [](const std::string& target, uintptr_t kv_b, uintptr_t q, uintptr_t cache, bool is_bf16,
                              uintptr_t slots, uintptr_t edges, float scale, uintptr_t out, int64_t B, int64_t H,
                              int64_t N, int64_t V, int64_t C, int64_t R, int threads) {
@@ -283,6 +203,7 @@ NB_MODULE(_native, m) {
                                  at<const float>(x), at<const int64_t>(experts), at<const float>(weights), at<float>(y),
                                  T, K, D, F, threads);
         });
+  bind_step(m);
 #ifndef _WIN32
   bind_reader(m);
 #endif

@@ -1,22 +1,48 @@
-// Decoding steps whole: absorbed attention with the products around it, and small models' plain weights.
+// A model's forward in one call, and its parts: with no interpreter between them, which others may use meanwhile.
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <vector>
 
 #include "around.h"
-#include "threads.h"
 
 namespace baltoro {
 
 namespace {
 
-constexpr int64_t kStripe = 64;            // outputs that a thread makes at once
-constexpr int64_t kWorthThreads = 524288;  // multiplications; below it a thread's awakening costs more than the work
-
-// The caller's room, kept from call to call: at least `count` floats.
-float* room_for(std::vector<float>& room, int64_t count) {
+// The caller's room, kept from call to call: at least `count` numbers.
+template <class T>
+T* room_for(std::vector<T>& room, int64_t count) {
   room.resize(std::max<size_t>(room.size(), count));
   return room.data();
+}
+
+// Turned queries q(T, H, N + R) to what each of them attends to: out(T, H, V).
+void attend(const Target& target, const AttentionWeights& w, const float* q, const Rows& rows, const uint16_t* cache,
+            float scale, float* out, int64_t H, int64_t R, int threads) {
+  thread_local std::vector<float> query_room, value_room;
+  const int64_t width = H * (w.absorbed_keys.inputs + R), V = H * w.values.outputs, B = rows.num_decoding;
+  if (B == rows.T)
+    return mla_step(target, w.absorbed_keys, w.values, q, cache, rows.slots, rows.edges, scale, out, B, H, R, threads);
+  for (int64_t i = 0; i < rows.num_chunks; ++i) {
+    const Chunk& chunk = rows.chunks[i];
+    mla_prefill(target, w.keys, w.values, q + chunk.first * width, cache, rows.chunk_slots + chunk.begin, scale,
+                out + chunk.first * V, chunk.tokens, chunk.seen, H, R, threads);
+  }
+  if (B == 0) return;
+  float *const queries = room_for(query_room, B * width), *const values = room_for(value_room, B * V);
+  for (int64_t b = 0; b < B; ++b) std::copy_n(q + rows.decoding[b] * width, width, queries + b * width);
+  mla_step(target, w.absorbed_keys, w.values, queries, cache, rows.slots, rows.edges, scale, values, B, H, R, threads);
+  for (int64_t b = 0; b < B; ++b) std::copy_n(values + b * V, V, out + rows.decoding[b] * V);
+}
+
+float to_float(const Dense& rows, int64_t row, int64_t column) {
+  const int64_t at = row * rows.stride + column;
+  if (!rows.is_bf16) return static_cast<const float*>(rows.data)[at];
+  const uint32_t bits = static_cast<uint32_t>(static_cast<const uint16_t*>(rows.data)[at]) << 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
 }
 
 }  // namespace
@@ -39,41 +65,42 @@ void mla_step(const Target& target, const Matrix& absorbed_keys, const Matrix& v
   matmul_each(target, values, latent, out, B, H, threads);
 }
 
-void attention_step(const Target& target, const AttentionWeights& w, const float* x, const float* cos, const float* sin,
-                    uint16_t* cache, const int64_t* write_slots, const int64_t* slots, const int64_t* edges,
-                    float scale, float* y, int64_t B, int64_t H, int64_t R, int threads) {
-  thread_local std::vector<float> compressed_room, query_room, latent_room, value_room;
-  const int64_t C = w.absorbed_keys.outputs, width = w.absorbed_keys.inputs + R, V = w.values.outputs;
-  float* const q = room_for(query_room, B * H * width);
+void attention_step(const Target& target, const AttentionWeights& w, const float* x, const Rows& rows, uint16_t* cache,
+                    float scale, float* y, int64_t H, int64_t R, int threads) {
+  thread_local std::vector<float> compressed_room, query_room, latent_room, mixed_room;
+  const int64_t T = rows.T, C = w.absorbed_keys.outputs, width = w.absorbed_keys.inputs + R, V = w.values.outputs;
+  float* const q = room_for(query_room, T * H * width);
   if (w.q_a.data) {
     const int64_t L = w.q_a.outputs;
-    float* const compressed = room_for(compressed_room, B * L);
-    matmul(target, w.q_a, x, compressed, B, threads);
-    rms_norm(target, compressed, L, nullptr, w.q_norm, w.eps, nullptr, compressed, B, L, threads);
-    matmul(target, w.q_b, compressed, q, B, threads);
+    float* const compressed = room_for(compressed_room, T * L);
+    matmul(target, w.q_a, x, compressed, T, threads);
+    rms_norm(target, compressed, L, nullptr, w.q_norm, w.eps, nullptr, compressed, T, L, threads);
+    matmul(target, w.q_b, compressed, q, T, threads);
   } else {
-    matmul(target, w.q_b, x, q, B, threads);
+    matmul(target, w.q_b, x, q, T, threads);
   }
-  rotate(q + width - R, cos, sin, B, H, R, H * width, width, threads);
-  float* const latent = room_for(latent_room, B * (C + R));
-  matmul(target, w.kv_a, x, latent, B, threads);
-  write_latents(target, latent, w.kv_norm, w.eps, cos, sin, cache, true, write_slots, B, C, R, threads);
-  float* const mixed = room_for(value_room, B * H * V);
-  mla_step(target, w.absorbed_keys, w.values, q, cache, slots, edges, scale, mixed, B, H, R, threads);
-  matmul(target, w.output, mixed, y, B, threads);
+  rotate(q + width - R, rows.cos, rows.sin, T, H, R, H * width, width, threads);
+  float* const latent = room_for(latent_room, T * (C + R));
+  matmul(target, w.kv_a, x, latent, T, threads);
+  write_latents(target, latent, w.kv_norm, w.eps, rows.cos, rows.sin, cache, true, rows.write_slots, T, C, R, threads);
+  float* const mixed = room_for(mixed_room, T * H * V);
+  attend(target, w, q, rows, cache, scale, mixed, H, R, threads);
+  matmul(target, w.output, mixed, y, T, threads);
 }
 
 bool mixture_step(const Target& target, const MixtureWeights& w, const float* h, const float* x, float* weights,
                   int64_t* chosen, float* y, double& seconds, int64_t T, int threads) {
   thread_local std::vector<float> routed_room, shared_room;
-  const int64_t D = w.gate.inputs, K = w.choice.chosen;
-  float* const routed = room_for(routed_room, T * D);
-  route(target, w.router, w.bias, w.choice, h, weights, chosen, T, D, w.experts, threads);
-  if (!within(chosen, T * K, w.here)) return false;
-  const auto began = std::chrono::steady_clock::now();
-  experts(target, w.gate, w.up, w.down, h, chosen, weights, routed, T, K, w.here, threads);
-  seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
-  float* shared = nullptr;
+  const int64_t D = w.gate.data ? w.gate.inputs : w.shared_gate.inputs, K = w.choice.chosen;
+  float *routed = nullptr, *shared = nullptr;
+  if (w.gate.data) {
+    routed = room_for(routed_room, T * D);
+    route(target, w.router, w.bias, w.choice, h, weights, chosen, T, D, w.experts, threads);
+    if (!within(chosen, T * K, w.here)) return false;
+    const auto began = std::chrono::steady_clock::now();
+    experts(target, w.gate, w.up, w.down, h, chosen, weights, routed, T, K, w.here, threads);
+    seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+  }
   if (w.shared_gate.data) {
     thread_local std::vector<int64_t> zeros;
     thread_local std::vector<float> ones;
@@ -81,80 +108,40 @@ bool mixture_step(const Target& target, const MixtureWeights& w, const float* h,
     shared = room_for(shared_room, T * D);
     experts(target, w.shared_gate, w.shared_up, w.shared_down, h, zeros.data(), ones.data(), shared, T, 1, 1, threads);
   }
-  for (int64_t i = 0; i < T * D; ++i) y[i] = x[i] + (shared ? routed[i] + shared[i] : routed[i]);
+  if (routed && shared)
+    for (int64_t i = 0; i < T * D; ++i) routed[i] += shared[i];
+  const float* const added = routed ? routed : shared;
+  for (int64_t i = 0; i < T * D; ++i) y[i] = x[i] + added[i];
   return true;
 }
 
-void dense_mla_step(const Target& target, const float* kv_b, const float* q, const Dense& cache, const int64_t* edges,
-                    float scale, float* out, int64_t B, int64_t H, int64_t N, int64_t V, int64_t C, int64_t R,
-                    int threads) {
-  auto work = [&](int64_t index) {
-    thread_local std::vector<float> room;
-    const int64_t b = index / H, h = index % H, seen = edges[b + 1] - edges[b];
-    float* query = room_for(room, 2 * C + R + seen);
-    float *context = query + C + R, *scores = context + C;
-    const Dense keys{kv_b + h * (N + V) * C, C, nullptr, false},
-        values{kv_b + (h * (N + V) + N) * C, C, nullptr, false};
-    const Dense rows{cache.data, cache.stride, cache.rows + edges[b], cache.is_bf16};
-    target.mix_rows(keys, N, q + index * (N + R), C, query);
-    std::copy(q + index * (N + R) + N, q + (index + 1) * (N + R), query + C);
-    target.dots(rows, 0, seen, C + R, query, 0, 1, scores, 0);
-    target.softmax(scores, seen, scale);
-    target.mix_rows(rows, seen, scores, C, context);
-    target.dots(values, 0, V, C, context, 0, 1, out + index * V, 0);
-  };
-  parallel_for(edges[B] * H * C < kWorthThreads ? 1 : threads, B * H, work);
-}
-
-void dense_linear(const Target& target, const float* w, const float* x, float* y, int64_t T, int64_t I, int64_t O,
-                  int threads) {
-  auto work = [&](int64_t stripe) {
-    const int64_t begin = stripe * kStripe, end = std::min(begin + kStripe, O);
-    target.dots({w, I, nullptr, false}, begin, end, I, x, I, T, y, O);
-  };
-  parallel_for(T * I * O < kWorthThreads ? 1 : threads, T ? (O + kStripe - 1) / kStripe : 0, work);
-}
-
-void dense_experts(const Target& target, const float* gate, const float* up, const float* down, const float* x,
-                   const int64_t* experts, const float* weights, float* y, int64_t T, int64_t K, int64_t D, int64_t F,
-                   int threads) {
-  thread_local std::vector<float> room;
-  thread_local std::vector<int64_t> by_expert;  // (T, K) choices of each token, in the order of their experts
-  float* const hidden = room_for(room, T * K * F);
-  by_expert.resize(T * K);
-  for (int64_t t = 0; t < T; ++t) {
-    int64_t* own = by_expert.data() + t * K;
-    for (int64_t k = 0; k < K; ++k) own[k] = t * K + k;
-    std::stable_sort(own, own + K, [experts](int64_t a, int64_t b) { return experts[a] < experts[b]; });
+bool forward(const Target& target, const ModelWeights& w, const int64_t* ids, const Rows& rows, uint16_t* cache,
+             int64_t layer_numbers, const int64_t* wanted, int64_t count, float* logits, int threads) {
+  thread_local std::vector<float> state_room, normed_room, added_room, weight_room;
+  thread_local std::vector<int64_t> chosen_room;
+  const int64_t T = rows.T, D = w.embedding.stride;
+  float *const x = room_for(state_room, T * D), *const h = room_for(normed_room, std::max(T, count) * D),
+               *const added = room_for(added_room, T * D);
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t d = 0; d < D; ++d) x[t * D + d] = to_float(w.embedding, ids[t], d);
+  for (size_t i = 0; i < w.layers.size(); ++i) {
+    const LayerWeights& layer = w.layers[i];
+    const int64_t K = layer.mixture.choice.chosen;
+    rms_norm(target, x, D, nullptr, layer.input_norm, w.eps, nullptr, h, T, D, threads);
+    attention_step(target, layer.attention, h, rows, cache + i * layer_numbers, w.scale, added, w.heads, w.rotary,
+                   threads);
+    rms_norm(target, x, D, added, layer.post_norm, w.eps, x, h, T, D, threads);
+    double seconds;
+    if (!mixture_step(target, layer.mixture, h, x, room_for(weight_room, T * K), room_for(chosen_room, T * K), x,
+                      seconds, T, threads))
+      return false;
   }
-  const int64_t* const order = by_expert.data();
-  threads = T * K * D * F < kWorthThreads ? 1 : threads;
-
-  const int64_t narrow = (F + kStripe - 1) / kStripe;
-  auto enter = [&, hidden](int64_t index) {
-    const int64_t pair = index / narrow, begin = index % narrow * kStripe, end = std::min(begin + kStripe, F);
-    const int64_t from = experts[pair] * F * D;
-    const float* own = x + pair / K * D;
-    float wide[kStripe];
-    target.dots({gate + from, D, nullptr, false}, begin, end, D, own, D, 1, hidden + pair * F, F);
-    target.dots({up + from + begin * D, D, nullptr, false}, 0, end - begin, D, own, D, 1, wide, kStripe);
-    target.gate_rows(hidden + pair * F + begin, wide, hidden + pair * F + begin, end - begin);
-  };
-  parallel_for(threads, T * K * narrow, enter);
-
-  const int64_t stripes = (D + kStripe - 1) / kStripe;
-  auto leave = [&, hidden, order](int64_t index) {
-    const int64_t t = index / stripes, begin = index % stripes * kStripe, end = std::min(begin + kStripe, D);
-    float term[kStripe], *to = y + t * D + begin;
-    std::fill(to, to + (end - begin), 0.0f);
-    for (int64_t k = 0; k < K; ++k) {
-      const int64_t pair = order[t * K + k];
-      const float* from = down + (experts[pair] * D + begin) * F;
-      target.dots({from, F, nullptr, false}, 0, end - begin, F, hidden + pair * F, F, 1, term, kStripe);
-      for (int64_t d = 0; d < end - begin; ++d) to[d] += weights[pair] * term[d];
-    }
-  };
-  parallel_for(threads, T * stripes, leave);
+  for (int64_t i = 0; i < count; ++i) {
+    const float* const row = x + (wanted ? wanted[i] : i) * D;
+    target.normalize(row, nullptr, w.norm, w.eps, nullptr, h + i * D, D);
+  }
+  matmul(target, w.head, h, logits, count, threads);
+  return true;
 }
 
 bool within(const int64_t* numbers, int64_t count, int64_t end) {

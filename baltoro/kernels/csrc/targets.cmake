@@ -4,7 +4,7 @@ include(CheckCXXCompilerFlag)
 set(_csrc ${CMAKE_CURRENT_LIST_DIR})
 
 function(baltoro_kernels program)
-  target_sources(${program} PRIVATE ${_csrc}/attention.cpp ${_csrc}/dispatch.cpp ${_csrc}/latents.cpp ${_csrc}/norm.cpp ${_csrc}/pack.cpp
+  target_sources(${program} PRIVATE ${_csrc}/attention.cpp ${_csrc}/dispatch.cpp ${_csrc}/latents.cpp ${_csrc}/norm.cpp ${_csrc}/pack.cpp ${_csrc}/plain.cpp
                                     ${_csrc}/products.cpp ${_csrc}/roof.cpp ${_csrc}/routing.cpp ${_csrc}/step.cpp
                                     ${_csrc}/threads.cpp ${_csrc}/targets/scalar.cpp)
   if(NOT WIN32)  # pread, O_DIRECT

@@ -47,6 +47,7 @@ class Session:
         self._ids = torch.randint(0, model.config.vocab_size, (tokens + answer,), generator=generator)
         self._layers = [isinstance(layer.get_submodule("mlp"), MoE) for layer in model.model.layers]
         names = {f"layer {index}": layer for index, layer in enumerate(model.model.layers)}
+        model.by_layer = True  # hooks are to see each
         self._watch = Watch(names | {"head": model.lm_head})
 
     def prefill(self) -> float:
