@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, Unpack, cast
 
@@ -28,13 +29,14 @@ from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
 from baltoro.engine.request import Constraint, Request, Step
 from baltoro.errors import ContextError, EngineError, RequestError
+from baltoro.mailbox import Mailbox
 from baltoro.start import Settings
 
 if TYPE_CHECKING:
     from baltoro.engine.verbs import AnyEngine
 
 Item = TypeVar("Item")
-_Make = Callable[[Callable[[Step], None]], Request]  # sink -> request
+_Make = Callable[[Callable[[Step], None], Callable[[], None] | None], Request]  # sink, told -> request
 
 
 class ChatModel(Protocol):
@@ -79,6 +81,7 @@ class LLM:
         self.name = name
         self._request_timeout_s = request_timeout_s
         self._grammar = Grammar(tokenizer)
+        self._mail: Mailbox[Step] | None = None  # of the event loop that read last
 
     @classmethod
     def open(
@@ -213,10 +216,11 @@ class LLM:
         echo = isinstance(wishes, CompletionRequest) and wishes.echo
         max_tokens = 1 if echo and wishes.max_tokens == 0 else wishes.max_tokens  # the prompt's last step gives one
         sampling = choices.sampling(wishes, room if max_tokens is None else max_tokens, self.tokenizer.stop_ids)
-        return lambda sink: Request(
+        return lambda sink, told: Request(
             prompt=prompt,
             sampling=sampling,
             sink=sink,
+            told=told,
             constraint=constraint,
             priority=wishes.priority,
             deadline=None if self._request_timeout_s is None else time.monotonic() + self._request_timeout_s,
@@ -227,7 +231,7 @@ class LLM:
 
     def _run(self, make: _Make, reader: Reader[Item]) -> Generator[Item]:
         steps: queue.SimpleQueue[Step] = queue.SimpleQueue()
-        request = make(steps.put)
+        request = make(steps.put, None)
         self.engine.submit(request)
 
         def read() -> Generator[Item]:
@@ -245,11 +249,10 @@ class LLM:
     def _arun(self, make: _Make, reader: Reader[Item]) -> AsyncGenerator[Item]:
         steps: asyncio.Queue[Step] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-
-        def sink(step: Step) -> None:  # on the engine's thread
-            loop.call_soon_threadsafe(steps.put_nowait, step)
-
-        request = make(sink)
+        mail = self._mail
+        if mail is None or mail.loop is not loop:
+            mail = self._mail = Mailbox(loop)
+        request = make(partial(mail.put, steps), mail.deliver)
         self.engine.submit(request)
 
         async def read() -> AsyncGenerator[Item]:

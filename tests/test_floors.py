@@ -19,7 +19,7 @@ FLOORS = [
     {"weights"},
     {"model"},
     {"engine"},
-    {"answer", "choices", "start"},
+    {"answer", "choices", "mailbox", "start"},
     {"llm", "scripted"},
     {"agent", "server", "doctor"},
     {"eval"},

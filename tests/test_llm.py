@@ -78,7 +78,7 @@ class Model:
         self.first = 0
         self.asked = 0
 
-    def __call__(self, batch: Batch, cache: LatentCache) -> Tensor:
+    def __call__(self, batch: Batch, cache: LatentCache, **more: object) -> Tensor:
         if self.failure:
             raise self.failure
         time.sleep(self.pause_s)

@@ -30,7 +30,7 @@ from baltoro.engine.scheduler import Scheduler
 from baltoro.engine.sequence import Chunk
 from baltoro.engine.spill import Spill
 from baltoro.errors import DeadlineError, EngineError
-from baltoro.model.batch import Batch, LatentCache
+from baltoro.model.batch import Batch, LatentCache, Layout
 from baltoro.model.transformer import Observed, Transformer
 from baltoro.weights.trace import Writer
 
@@ -88,8 +88,10 @@ class Loop:
                     if chunks:
                         self._step([self._with_drafts(chunk) for chunk in chunks])
                     else:  # nothing can be computed before a read has finished
+                        self.output.told()
                         self._orders.wait(lambda: not self.scheduler.waits_for_disk)
         finally:
+            self.output.told()
             self.step_began = None
 
     def counts(self) -> dict[str, int]:
@@ -120,6 +122,7 @@ class Loop:
         self.spill.close()
 
     def _fall_asleep(self) -> None:
+        self.output.told()
         self.step_began = None
 
     def _take_orders(self) -> bool:
@@ -154,12 +157,14 @@ class Loop:
     def _step(self, chunks: list[Chunk]) -> None:
         scheduled = time.monotonic()
         batch = pack(chunks, self.pages)
+        layout = Layout(batch, self._cache)
         packed = time.monotonic()
         for chunk in chunks:
             if chunk.sequence.began_s is None:
                 self._observer.began(chunk.sequence, packed)
+        self.output.told()  # now, when their readers may have the interpreter
         try:
-            logits: NDArray[np.float32] = self._forward(batch).cpu().numpy()
+            logits: NDArray[np.float32] = self._forward(batch, layout).cpu().numpy()
         except (
             Exception
         ) as error:  # out of memory, a broken shard, a bug in a kernel: these requests fail, others go on
@@ -185,11 +190,11 @@ class Loop:
             )
         )
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _forward(self, batch: Batch, layout: Layout) -> Tensor:
         if self._trace is None:
-            return self._model(batch, self._cache)
+            return self._model(batch, self._cache, layout=layout)
         observed = Observed()
-        logits = self._model(batch, self._cache, observed)
+        logits = self._model(batch, self._cache, observed, layout=layout)
         for layer, chosen in zip(self._moe_layers, observed.chosen, strict=True):
             self._trace.add(layer, chosen.cpu().numpy())
         return logits

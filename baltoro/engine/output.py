@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -39,11 +39,12 @@ class Output:
         self._observer = observer
         self._max_context = max_context
         self._sampler = sampler.Sampler(vocab_size)
+        self._to_tell: set[Callable[[], None]] = set()
         self.generated = self.prefilled = self.drafted = self.foreseen = 0  # tokens
 
-    def take(self, chunks: Iterable[Chunk], logits: NDArray[np.float32]) -> None:
+    def take(self, chunks: list[Chunk], logits: NDArray[np.float32]) -> None:
         """The chunks are computed; logits: the rows that `pack` has asked for."""
-        row = 0
+        row, foretold = 0, self._choose_plain(chunks, logits)
         for chunk in chunks:
             if self._orders.ended:  # this step was given up while it lasted
                 return
@@ -54,24 +55,68 @@ class Output:
                 listens = self._tell_prompt(sequence, logits[row : row + scored])
                 row += scored
             if chunk.is_last:
+                end = row + 1 + len(drafts)
                 if listens:
-                    self._listen(sequence, drafts, logits[row : row + 1 + len(drafts)])
-                row += 1 + len(drafts)
+                    self._listen(sequence, drafts, logits[row:end], foretold[row:end])
+                row = end
             if stop - start > 1 or not chunk.is_generated:
                 self.prefilled += stop - start
 
     def end(self, sequence: Sequence, step: Step) -> None:
         self._forget(sequence, step)  # first, so that who hears of the end finds its pages free
-        tell(sequence, step)
+        self._tell(sequence, step)
 
-    def _listen(self, sequence: Sequence, drafts: tuple[int, ...], logits: NDArray[np.float32]) -> None:
+    def told(self) -> None:
+        """Nothing follows for now."""
+        while self._to_tell:
+            _call(self._to_tell.pop())
+
+    def _tell(self, sequence: Sequence, step: Step) -> bool:
+        if sequence.request.told is not None:
+            self._to_tell.add(sequence.request.told)
+        return tell(sequence, step)
+
+    def _choose_plain(self, chunks: list[Chunk], logits: NDArray[np.float32]) -> list[int | None]:
+        """For each row the token that comes there, if it does; None where that is to be chosen by itself."""
+        chosen: list[int | None] = [None] * len(logits)
+        rows: list[int] = []
+        temperatures: list[float] = []
+        draws: list[float] = []
+        row = 0
+        for chunk in chunks:
+            row += len(logprobs.prompt_rows(chunk))
+            if not chunk.is_last:
+                continue
+            end, sequence = row + 1 + len(chunk.drafts), chunk.sequence
+            if sequence.plain:
+                temperature = sequence.request.sampling.temperature
+                rows += range(row, end)
+                temperatures += [temperature] * (end - row)
+                if temperature:
+                    draws += (sampler.uniform(sequence.seed, sequence.generated + index) for index in range(end - row))
+                else:
+                    draws += [0.0] * (end - row)
+            row = end
+        if len(rows) > 1:  # one alone is chosen faster by itself
+            some = logits if len(rows) == len(logits) else logits[rows]
+            for place, token in zip(rows, self._sampler.choose_plain(some, temperatures, draws), strict=True):
+                chosen[place] = token
+        return chosen
+
+    def _listen(
+        self, sequence: Sequence, drafts: tuple[int, ...], logits: NDArray[np.float32], chosen: list[int | None]
+    ) -> None:
         """logits: behind its last token and behind each draft. It says as many tokens as its drafts have foreseen.
 
         Each is chosen as if there were no drafts: from the logits behind the token before it, by its own draw.
         """
         begun = sequence.cached
         for index, row in enumerate(logits):
-            if not self._speak(sequence, row) or index == len(drafts) or sequence.tokens[-1] != drafts[index]:
+            if (
+                not self._speak(sequence, row, chosen[index])
+                or index == len(drafts)
+                or sequence.tokens[-1] != drafts[index]
+            ):
                 break
             sequence.cached += 1  # the draft's latents are those of the token that came
             self.foreseen += 1
@@ -90,21 +135,22 @@ class Output:
         except EngineError as error:
             self.end(sequence, Step(None, FinishReason.ERROR, error))
             return False
-        if not tell(sequence, Step(None, prompt=tuple(scores))):
+        if not self._tell(sequence, Step(None, prompt=tuple(scores))):
             self._forget(sequence, _UNHEARD)
             return False
         return True
 
-    def _speak(self, sequence: Sequence, logits: NDArray[np.float32]) -> bool:
-        """Choose its next token and report it; False when it has ended."""
+    def _speak(self, sequence: Sequence, logits: NDArray[np.float32], token: int | None) -> bool:
+        """Choose its next token, if it is not yet, and report it; False when it has ended."""
         sampling, constraint = sequence.request.sampling, sequence.request.constraint
         try:
-            mask = None if constraint is None else constraint.mask()
-            draw = sampler.uniform(sequence.seed, sequence.generated) if sampling.temperature else 0.0
-            avoid = sampling.stop_token_ids if sequence.generated < sampling.min_tokens else ()
-            token = self._sampler.choose(
-                logits, sampling, mask=mask, draw=draw, penalties=sequence.penalties, avoid=avoid
-            )
+            if token is None:
+                mask = None if constraint is None else constraint.mask()
+                draw = sampler.uniform(sequence.seed, sequence.generated) if sampling.temperature else 0.0
+                avoid = sampling.stop_token_ids if sequence.generated < sampling.min_tokens else ()
+                token = self._sampler.choose(
+                    logits, sampling, mask=mask, draw=draw, penalties=sequence.penalties, avoid=avoid
+                )
             if constraint is not None:
                 constraint.advance(token)
             scored = None if sampling.logprobs is None else logprobs.score(logits, token, sampling.logprobs)
@@ -124,7 +170,7 @@ class Output:
             self.end(sequence, Step(token, FinishReason.STOP, scored=scored))
         elif sequence.generated >= sampling.max_tokens or len(sequence.tokens) >= self._max_context:
             self.end(sequence, Step(token, FinishReason.LENGTH, scored=scored))
-        elif not tell(sequence, Step(token, scored=scored)):
+        elif not self._tell(sequence, Step(token, scored=scored)):
             self._forget(sequence, _UNHEARD)
         else:
             return True
@@ -145,3 +191,16 @@ def tell(sequence: Sequence, step: Step) -> bool:
         _log.exception("request %d: its sink failed", sequence.request.id)
         return False
     return True
+
+
+def tell_at_once(sequence: Sequence, step: Step) -> None:
+    tell(sequence, step)
+    if sequence.request.told is not None:
+        _call(sequence.request.told)
+
+
+def _call(told: Callable[[], None]) -> None:
+    try:
+        told()
+    except Exception:  # another's code: its own readers miss what it has not handed over
+        _log.exception("tokens could not be handed over")

@@ -215,7 +215,7 @@ class RemoteEngine:
             last = Step(None, FinishReason.ERROR, error)
         if last is not None:
             try:
-                request.sink(last)
+                request.tell(last)
             except Exception:  # a sink is another's code
                 _log.exception("request %d: its sink failed", request.id)
         if self._closed:
@@ -247,7 +247,7 @@ class RemoteEngine:
             return False
         self._generated += 1
         try:
-            draft.request.sink(step)
+            draft.request.tell(step)
         except Exception as error:  # a sink is another's code; its bug ends its own request
             _log.exception("request %d: its sink failed", draft.request.id)
             raise _Deaf from error

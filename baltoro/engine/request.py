@@ -107,16 +107,28 @@ class Step:
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
-    """A prompt, its sampling, and the sink that hears of every new token (called on the engine's thread)."""
+    """A prompt, its sampling, and the sink that hears of every new token (called on the engine's thread).
+
+    A sink that hands tokens to another thread does better to collect them until `told`: a thread that is woken for the
+    first of a step's tokens takes the interpreter from the one that still chooses the others. `told` is called when the
+    interpreter is free, for the next forward or a sleep.
+    """
 
     prompt: list[int]
     sampling: SamplingParams
     sink: Callable[[Step], None]
+    told: Callable[[], None] | None = None  # called once for all requests that share it, some time after their sinks
     constraint: Constraint | None = None
     priority: int = 0  # lower runs first, as vLLM has it; among equals who came first
     deadline: float | None = None  # time.monotonic() after which it ends with a DeadlineError, wherever it stands
     prompt_logprobs: int | None = None  # as SamplingParams.logprobs, of the prompt; needs the logits of all its rows
     id: int = field(default_factory=lambda: next(_serial))
+
+    def tell(self, step: Step) -> None:
+        """To the sink, and that nothing follows for now."""
+        self.sink(step)
+        if self.told is not None:
+            self.told()
 
     def check_length(self, max_context: int) -> None:
         """A RequestError where the prompt and one token more are not 2 .. max_context tokens."""

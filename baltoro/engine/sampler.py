@@ -1,8 +1,9 @@
 """Logits to one token: bias and penalties, mask, temperature, min-p, top-k, top-p, draw.
 
-Every row is chosen alone, in numpy on one thread, and its randomness is a pure function of the
+Every row is chosen by itself, in numpy on one thread, and its randomness is a pure function of the
 request's seed and the token's index. So the same seed gives the same tokens whatever else runs,
-after preemption, and with any number of threads.
+after preemption, and with any number of threads. Short rows from which nothing is taken away are
+chosen several at once: calls of numpy cost more than their arithmetic.
 
 A row of K2's has 163,840 logits, so nothing here sorts one: blocks' maxima tell where the largest
 are, blocks' sums where a draw falls.
@@ -11,7 +12,7 @@ are, blocks' sums where a draw falls.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from baltoro.errors import EngineError
 
 _WORD = (1 << 64) - 1
 _BLOCK = 512  # about the root of K2's vocabulary
+_AT_ONCE = 2**17  # numbers in rows that are chosen together: they stay in a core's own cache
 _COLDEST = 1e-30  # below it float32 would divide by what some CPUs flush to 0; colder than any two logits' difference
 
 
@@ -45,11 +47,40 @@ def _mix(word: int) -> int:
     return word ^ (word >> 31)
 
 
+def is_plain(sampling: SamplingParams) -> bool:
+    """Whether every token may come, by the model's own probabilities at some temperature."""
+    greedy = sampling.temperature == 0.0 or sampling.top_k == 1
+    return greedy or (sampling.top_k == 0 and sampling.min_p == 0.0 and sampling.top_p == 1.0)
+
+
 class Sampler:
-    """Chooses tokens for one thread: it keeps room for one row, because new memory costs more than the arithmetic."""
+    """Chooses tokens for one thread: it keeps room for a few rows: new memory costs more than the arithmetic."""
 
     def __init__(self, vocab_size: int) -> None:
         self._room = np.empty(vocab_size, np.float32)
+        self._rooms = np.empty((max(1, _AT_ONCE // vocab_size), vocab_size), np.float32)
+
+    def choose_plain(
+        self, logits: NDArray[np.float32], temperatures: Sequence[float], draws: Sequence[float]
+    ) -> list[int | None]:
+        """`choose` for each row of `logits` (n, V), where `is_plain` holds and nothing is masked or changed.
+
+        temperatures: 0: the likeliest. None stands for a row of which `choose` knows what is wrong.
+        """
+        best = logits.argmax(1)
+        tops = logits[np.arange(len(logits)), best]
+        finite = np.isfinite(tops).tolist()
+        chosen: list[int | None] = [each if good else None for each, good in zip(best.tolist(), finite, strict=True)]
+        drawn = [row for row, temperature in enumerate(temperatures) if temperature and finite[row]]
+        for first in range(0, len(drawn), len(self._rooms)):
+            rows = drawn[first : first + len(self._rooms)]
+            room = self._rooms[: len(rows)]
+            np.subtract(logits[rows] if len(rows) < len(logits) else logits, tops[rows, None], out=room)
+            _exponentials(room, np.array([[temperatures[row]] for row in rows]))
+            wanted = np.array([draws[row] for row in rows])
+            for row, token in zip(rows, _draws(room.astype(np.float64), wanted), strict=True):
+                chosen[row] = token
+        return chosen
 
     def choose(
         self,
@@ -84,7 +115,7 @@ class Sampler:
             places = _nucleus(weights, sampling.top_p)
             weights = weights[places]
             ids = places if ids is None else ids[places]
-        drawn = _draw(weights, draw)
+        drawn = _draws(weights[None].astype(np.float64), np.array([draw]))[0]
         return drawn if ids is None else ids.item(drawn)
 
     def _allowed(
@@ -115,11 +146,16 @@ class Sampler:
 
     def _weights(self, row: NDArray[np.float32], top: float, temperature: float) -> NDArray[np.float32]:
         """(V,) probabilities up to one factor, the largest is 1. float32 is exact to 1e-7 of each."""
-        room = self._room
-        np.subtract(row, np.float32(top), out=room)
-        with np.errstate(over="ignore"):  # to -inf, as it should
-            np.divide(room, np.float32(max(temperature, _COLDEST)), out=room)
-        return np.exp(room, out=room)
+        np.subtract(row, np.float32(top), out=self._room)
+        _exponentials(self._room, np.float64(temperature))
+        return self._room
+
+
+def _exponentials(falls: NDArray[np.float32], temperatures: NDArray[np.float64] | np.float64) -> None:
+    """exp(falls / temperatures), in place. falls: how far each logit is below its row's largest"""
+    with np.errstate(over="ignore"):  # to -inf, as it should
+        np.divide(falls, np.maximum(temperatures, _COLDEST).astype(np.float32), out=falls)
+    np.exp(falls, out=falls)
 
 
 def largest(values: NDArray[np.float32], count: int) -> NDArray[np.intp]:
@@ -182,18 +218,24 @@ def _fewest(values: NDArray[np.floating], wanted: float) -> tuple[int, float]:
     return count + last + 1, float(falling[last])
 
 
-def _draw(weights: NDArray[np.floating], draw: float) -> int:
-    """The place where the running sum passes `draw` of the total; never one of weight 0.
+def _draws(weights: NDArray[np.float64], draws: NDArray[np.float64]) -> list[int]:
+    """For each row the place where the running sum passes `draw` of the total; never one of weight 0.
 
-    `draw` is at most 1 - 2^-53, so draw * total is below the total even when rounded, and some block's end is above it.
+    A draw is at most 1 - 2^-53, so draw * total is below the total even when rounded, and some block's end is above it.
+    float64 comes in: a sum that numpy has to convert for is cut anywhere, and its bits depend on the other rows.
     """
-    starts = np.arange(0, len(weights), _BLOCK)
-    ends = np.add.reduceat(weights, starts, dtype=np.float64).cumsum()
-    wanted = draw * float(ends[-1])
-    block = int(ends.searchsorted(wanted, side="right"))
-    before = float(ends[block - 1]) if block else 0.0
-    inside = weights[block * _BLOCK : (block + 1) * _BLOCK]
-    place = int(inside.cumsum(dtype=np.float64).searchsorted(wanted - before, side="right"))
-    if place == len(inside):  # this sum was rounded otherwise than the block's
-        place = int(np.flatnonzero(inside)[-1])
-    return block * _BLOCK + place
+    rows, width = np.arange(len(weights)), weights.shape[1]
+    block = min(_BLOCK, width)
+    if width % block:
+        weights = np.pad(weights, ((0, 0), (0, -width % block)))
+    blocks = weights.reshape(len(weights), -1, block)
+    ends = blocks.sum(2).cumsum(1)
+    wanted = draws * ends[:, -1]
+    chosen = (ends <= wanted[:, None]).sum(1)
+    before = np.where(chosen > 0, ends[rows, chosen - 1], 0.0)
+    inside = blocks[rows, chosen]
+    places = (inside.cumsum(1) <= (wanted - before)[:, None]).sum(1)
+    last = (places == block).nonzero()[0]
+    for row in last.tolist():  # this sum was rounded otherwise than the block's
+        places[row] = np.flatnonzero(inside[row])[-1]
+    return (chosen * block + places).tolist()

@@ -9,6 +9,7 @@ from typing import NamedTuple, Self
 
 from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import Request
+from baltoro.engine.sampler import is_plain
 from baltoro.engine.speculative import Drafter
 from baltoro.engine.spill import Restore
 
@@ -24,6 +25,7 @@ class Sequence:
     cached: int = 0  # tokens whose latents lie in its pages
     work: int = 0  # tokens that it had to compute when it was admitted
     scored: int = 0  # positions of the prompt after which the next token's log-probability has been reported
+    plain: bool = False  # nothing is ever masked, changed or cut from its logits
     drafter: Drafter | None = None  # guesses what comes next
     reused: int | None = None  # of these, prompt tokens that it found there when it first ran
     restore: Restore | None = None  # pages that it waits for
@@ -34,12 +36,14 @@ class Sequence:
 
     @classmethod
     def of(cls, request: Request, *, speculate: bool) -> Self:
-        seed = request.sampling.seed
+        seed, penalties = request.sampling.seed, Penalties.of(request.sampling, request.prompt)
+        free = request.constraint is None and penalties is None and not request.sampling.min_tokens
         return cls(
             request,
             list(request.prompt),
             secrets.randbits(64) if seed is None else seed,
-            Penalties.of(request.sampling, request.prompt),
+            penalties,
+            plain=free and is_plain(request.sampling),
             drafter=Drafter(request.constraint) if speculate else None,
         )
 

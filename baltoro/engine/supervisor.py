@@ -21,7 +21,7 @@ from collections.abc import Callable
 from baltoro.engine.loop import Loop
 from baltoro.engine.observe import Observer
 from baltoro.engine.orders import Orders
-from baltoro.engine.output import tell
+from baltoro.engine.output import tell_at_once
 from baltoro.engine.request import FinishReason, Step
 from baltoro.errors import EngineError
 
@@ -125,7 +125,7 @@ class Supervisor:
         for sequence in left:
             self._observer.ended(sequence, FinishReason.ERROR, time.monotonic())
             error = EngineError(reason, hint="send the request again")
-            tell(sequence, Step(None, FinishReason.ERROR, error))
+            tell_at_once(sequence, Step(None, FinishReason.ERROR, error))
 
     def _retire(self, *, keep: bool) -> None:
         loop = self.loop

@@ -62,6 +62,7 @@ class LatentCache:
         self.page_tokens = page_tokens
         width = config.kv_lora_rank + config.qk_rope_head_dim
         self.latents = torch.zeros(config.num_hidden_layers, num_pages, page_tokens, width, dtype=dtype)
+        self.slots = self.latents.flatten(1, 2)  # (layers, num_pages * page_tokens, C + R), the same memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,8 @@ class Layout:
         self.even = len(batch.ids) == self.sequences * self.longest
         self.decode: Decode | None = None
         self.chunks: list[Chunk] = []
-        self._cache_rows = 0 if cache is None else cache.latents.shape[1] * cache.page_tokens
+        self.positions = 0  # that a table of angles must hold, through a cache
+        self._cache_rows = 0 if cache is None else cache.slots.shape[1]
         if cache is not None:
             self._place_in_cache(batch, cache.page_tokens)
         elif not self.even:
@@ -151,6 +153,7 @@ class Layout:
         first = 0
         for index, (start, end) in enumerate(pairwise(batch.edges)):
             past = int(positions[start])
+            self.positions = max(self.positions, past + end - start)
             slots = every[first : first + past + end - start]
             first += len(batch.pages[index]) * page_tokens
             writes.append(slots[past:])

@@ -89,17 +89,25 @@ class Transformer(nn.Module):
         self._table = RotaryTable(config)
         self._step: ForwardStep | None = None  # described at the first use, where all is packed
 
-    def forward(self, batch: Batch, cache: LatentCache | None = None, observed: Observed | None = None) -> Tensor:
+    def forward(
+        self,
+        batch: Batch,
+        cache: LatentCache | None = None,
+        observed: Observed | None = None,
+        *,
+        layout: Layout | None = None,
+    ) -> Tensor:
         """Logits (rows, V) float32 of batch.logit_rows, or of all rows.
 
         With a cache the batch's latents are first written to its pages, then each token attends to
         positions 0 .. its own. Without one every sequence must start at position 0.
+        layout: of this batch and cache, where it was worked out before
         """
-        layout = Layout(batch, cache)
+        if layout is None:
+            layout = Layout(batch, cache)
         if cache is not None and observed is None and (step := self._described(cache)) is not None:
-            table = self._table.upto(int(batch.positions.max()) + 1)
-            slots = cache.latents.flatten(1, 2)  # (layers, pages * page_tokens, C + R)
-            return step(batch.ids, batch.positions, table, slots, layout.rows, batch.logit_rows)
+            table = self._table.upto(layout.positions)
+            return step(batch.ids, batch.positions, table, cache.slots, layout.rows, batch.logit_rows)
         cos, sin = rotary_table(self.config, batch.positions)
         x = self.model.embed_tokens(batch.ids).to(self.dtype)  # (T, D)
         for index, block in enumerate(self.model.layers):

@@ -20,7 +20,7 @@ from baltoro.engine import sampler
 from baltoro.engine.config import EngineConfig
 from baltoro.engine.penalties import Penalties
 from baltoro.engine.request import FinishReason, Request, SamplingParams, Step
-from baltoro.model.batch import Batch, LatentCache
+from baltoro.model.batch import Batch, LatentCache, Layout
 
 VOCAB = 50
 CONFIG = ModelConfig(
@@ -74,7 +74,7 @@ class HashModel:
         self.before = before
         self.batches: list[Batch] = []
 
-    def __call__(self, batch: Batch, cache: LatentCache) -> Tensor:
+    def __call__(self, batch: Batch, cache: LatentCache, *, layout: Layout) -> Tensor:
         self.batches.append(batch)
         if self.before is not None:
             self.before(batch)

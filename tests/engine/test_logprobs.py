@@ -118,8 +118,8 @@ def test_one_step_never_holds_the_logits_of_more_than_one_chunk_of_a_scored_prom
 
 def test_a_sink_that_fails_on_its_prompt_and_a_broken_prompt_lose_their_request_only():
     class Broken(HashModel):
-        def __call__(self, batch, cache):
-            logits = super().__call__(batch, cache)
+        def __call__(self, batch, cache, **more):
+            logits = super().__call__(batch, cache, **more)
             wanted = range(len(batch.ids)) if batch.logit_rows is None else batch.logit_rows.tolist()
             for start, end in pairwise(batch.edges):
                 if 13 in batch.ids[start:end]:

@@ -35,7 +35,7 @@ class Recording:
         self.config, self.store, self.model = model.config, None, model
         self.logits = []
 
-    def __call__(self, batch, cache):
+    def __call__(self, batch, cache, **more):
         logits = self.model(batch, cache)
         self.logits += list(logits.numpy().copy())
         return logits

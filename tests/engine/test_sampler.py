@@ -236,7 +236,29 @@ def test_no_draw_and_no_temperature_leaves_the_mask_or_picks_the_impossible(draw
 def test_the_largest_draw_stays_inside_whatever_the_total():
     weights = np.random.default_rng(0).exponential(size=(2000, 3))
     weights[:, 2] = 0.0
-    assert all(sampler._draw(row, 1.0 - 2**-53) == 1 for row in weights)
+    assert set(sampler._draws(weights, np.full(2000, 1.0 - 2**-53))) == {1}
+
+
+@pytest.mark.parametrize("vocabulary", [7, 300, 512, 2048, 5000])
+def test_rows_chosen_together_are_those_chosen_alone(vocabulary):
+    """Bit for bit the same draws, whatever stands beside a row: greedy ones, cold ones, broken ones."""
+    rng = np.random.default_rng(vocabulary)
+    rows = 70
+    logits = (rng.normal(size=(rows, vocabulary)) * rng.choice([0.1, 3.0, 30.0], (rows, 1))).astype(np.float32)
+    logits[5, 3], logits[6, 2], logits[7] = np.nan, np.inf, -np.inf
+    logits[8, 1:] = -np.inf
+    temperatures = rng.choice([0.0, 1e-38, 0.3, 0.6, 1.0, 50.0], rows).tolist()
+    draws = [1.0 - 2.0**-53, 0.0, *rng.random(rows - 2).tolist()]
+    chooser, single = sampler.Sampler(vocabulary), sampler.Sampler(vocabulary)
+    together = chooser.choose_plain(logits, temperatures, draws)
+    assert together[5:8] == [None, None, None]
+    for row, token in enumerate(together):
+        if token is not None:
+            sampling = params(temperature=temperatures[row])
+            assert token == single.choose(logits[row], sampling, mask=None, draw=draws[row])
+            assert type(token) is int
+    for size in (1, 2, 33):
+        assert chooser.choose_plain(logits[:size], temperatures[:size], draws[:size]) == together[:size]
 
 
 def test_a_nucleus_found_without_sorting_the_vocabulary_equals_the_full_sort():

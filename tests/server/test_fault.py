@@ -17,13 +17,13 @@ import time
 from baltoro.cli import main
 from baltoro.engine.loop import Loop
 whole = Loop._forward
-def forward(self, batch):
+def forward(self, batch, layout):
     first = batch.ids[batch.positions == 0]
     if 13 in first:
         raise SystemExit("a bug of ours")
     if 14 in first:
         time.sleep(600)
-    return whole(self, batch)
+    return whole(self, batch, layout)
 Loop._forward = forward
 main()
 """
