@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,8 +46,7 @@ class Answer:
         return (self.end_s - self.first_s) / (self.tokens - 1)
 
 
-async def ask(url: str, body: Json, *, leave_after: int | None = None) -> Answer:
-    """POST `body` and read to the end; with `leave_after` hang up after so many events."""
+async def _post(url: str, body: Json) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     parts = urlsplit(url)
     assert parts.hostname is not None
     payload = json.dumps(body).encode()
@@ -55,14 +54,32 @@ async def ask(url: str, body: Json, *, leave_after: int | None = None) -> Answer
         f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(payload)}\r\nConnection: close\r\n\r\n"
     )
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(head.encode() + payload)
+    return reader, writer
+
+
+async def leave(url: str, body: Json) -> None:
+    """POST `body` and hang up without reading."""
+    _, writer = await _post(url, body)
+    await writer.drain()
+    writer.close()
+
+
+async def ask(url: str, body: Json, *, leave_after: int | None = None) -> Answer:
+    """POST `body` and read to the end; with `leave_after` hang up after so many events."""
     answer, sent = Answer(), time.perf_counter()
     async with asyncio.timeout(TIMEOUT_S):
-        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        reader, writer = await _post(url, body)
         try:
-            writer.write(head.encode() + payload)
             answer.status = int((await reader.readline()).split()[1])
-            while await reader.readline() not in (b"\r\n", b""):
-                pass
+            whole = 0
+            while (line := await reader.readline()) not in (b"\r\n", b""):
+                if line.lower().startswith(b"content-length:"):
+                    whole = int(line.split(b":")[1])
+            if whole:  # in one piece, as if it were an event
+                answer.events.append(b"data:" + await reader.readexactly(whole))
+                return answer
             async for line in _lines(reader):
                 if line.startswith(b"data:"):
                     answer.events.append(line)
@@ -76,8 +93,8 @@ async def ask(url: str, body: Json, *, leave_after: int | None = None) -> Answer
     return answer
 
 
-async def _lines(reader: asyncio.StreamReader):
-    """Of a chunked body, or of one that ends with its connection where it says so."""
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Of a chunked body."""
     rest = b""
     while size := int((await reader.readline()).strip() or b"0", 16):
         rest += (await reader.readexactly(size + 2))[:-2]

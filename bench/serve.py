@@ -38,12 +38,13 @@ START_S = 300.0
 Json = load.Json
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Server:
     name: str
     command: list[str]
     port: int
     environment: dict[str, str] = field(default_factory=dict)
+    pid: int = 0  # while it runs
 
     @property
     def url(self) -> str:
@@ -56,6 +57,7 @@ class Server:
             child = subprocess.Popen(
                 self.command, stdout=log, stderr=log, env=os.environ | self.environment, start_new_session=True
             )
+            self.pid = child.pid
             try:
                 self._wait(child, log)
                 yield self.url
