@@ -82,7 +82,7 @@ def explain(errors: Sequence[Any]) -> RequestError:
     for step in first["loc"][1:]:  # [0] is "body"
         if isinstance(step, int):
             param += f"[{step}]"
-        elif step not in _TAGS:
+        elif step not in _TAGS and not step.startswith("("):  # the tag of a union whose branches name themselves
             param += f".{step}" if param else step
     kind: str = first["type"]
     message: str = first["msg"]
