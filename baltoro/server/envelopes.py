@@ -80,7 +80,9 @@ def _envelope(request: Request, found: Problem) -> dict[str, Json]:
     if not speaks_anthropic(request):
         return openai.error_json(found.message, status=found.status, param=found.param, code=found.code)
     kind = "api_error" if found.status >= 500 else "invalid_request_error"
-    # Claude Code compacts its conversation when it reads these words.
-    message = f"prompt is too long: {found.message}" if found.too_long else found.message
+    param = (found.param or "").replace(".function.parameters", ".input_schema").replace(".function.name", ".name")
+    message = found.message if param in found.message else f"{param}: {found.message}"  # it has no field of its own
+    if found.too_long:
+        message = f"prompt is too long: {found.message}"  # Claude Code compacts its conversation when it reads this
     error = {"type": _ANTHROPIC_TYPE.get(found.status, kind), "message": message}
     return {"type": "error", "error": error, "request_id": request.state.request_id}
