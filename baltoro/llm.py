@@ -213,7 +213,7 @@ class LLM:
     def _make(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, constraint: Constraint | None) -> _Make:
         room = self.max_context - len(prompt)
         if isinstance(wishes, ChatRequest) and wishes.clip_max_tokens and wishes.max_tokens is not None:
-            wishes = replace(wishes, max_tokens=min(wishes.max_tokens, max(room, 1)))
+            wishes = replace(wishes, max_tokens=min(wishes.max_tokens, room) if room > 0 else None)
         if room < max(1, wishes.max_tokens or 1):
             wanted = "" if wishes.max_tokens is None else f" and max_tokens is {wishes.max_tokens}"
             raise ContextError(
@@ -221,6 +221,7 @@ class LLM:
                 hint="shorten the conversation, or leave max_tokens out" if wanted else "shorten the conversation",
                 param="max_tokens" if room > 0 else "messages" if isinstance(wishes, ChatRequest) else "prompt",
                 code="context_length_exceeded",
+                sizes=(len(prompt), self.max_context),
             )
         echo = isinstance(wishes, CompletionRequest) and wishes.echo
         max_tokens = 1 if echo and wishes.max_tokens == 0 else wishes.max_tokens  # the prompt's last step gives one

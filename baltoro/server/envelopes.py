@@ -44,7 +44,7 @@ class Problem:
     param: str | None = None  # the field of the request that is to blame
     code: str | None = None
     retry_after_s: int | None = None
-    too_long: bool = False  # the prompt, for the context
+    sizes: tuple[int, int] | None = None  # tokens of a prompt that is too long, and of the context
 
 
 def problem(error: BaltoroError) -> Problem:
@@ -52,8 +52,8 @@ def problem(error: BaltoroError) -> Problem:
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     if isinstance(error, RequestError):
         status = 404 if isinstance(error, ModelNotFound) else 413 if isinstance(error, BodyTooLarge) else 400
-        too_long = isinstance(error, ContextError)
-        return Problem(status=status, message=message, param=error.param, code=error.code, too_long=too_long)
+        sizes = error.sizes if isinstance(error, ContextError) else None
+        return Problem(status=status, message=message, param=error.param, code=error.code, sizes=sizes)
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     later = error.retry_after_s if isinstance(error, QueueFull) else None
     return Problem(status=status, message=message, code=_CODE.get(status), retry_after_s=later)
@@ -82,7 +82,7 @@ def _envelope(request: Request, found: Problem) -> dict[str, Json]:
     kind = "api_error" if found.status >= 500 else "invalid_request_error"
     param = (found.param or "").replace(".function.parameters", ".input_schema").replace(".function.name", ".name")
     message = found.message if param in found.message else f"{param}: {found.message}"  # it has no field of its own
-    if found.too_long:
-        message = f"prompt is too long: {found.message}"  # Claude Code compacts its conversation when it reads this
+    if found.sizes is not None:  # Claude Code reads these words and compacts its conversation
+        message = "prompt is too long: {} tokens > {} maximum".format(*found.sizes)
     error = {"type": _ANTHROPIC_TYPE.get(found.status, kind), "message": message}
     return {"type": "error", "error": error, "request_id": request.state.request_id}

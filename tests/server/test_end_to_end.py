@@ -258,7 +258,7 @@ def test_more_tokens_than_the_context_has_fill_it_for_anthropic_s_client(claude:
             answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0) + answer.usage.output_tokens
             == CONTEXT
         )
-    with pytest.raises(anthropic.BadRequestError, match="prompt is too long"):
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 512 maximum"):
         claude.messages.create(model="baltoro", max_tokens=5, messages=[{"role": "user", "content": "word " * 5000}])
     bad = {**CUSTOM, "input_schema": {"type": "array"}}
     with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\].input_schema: tool"):
