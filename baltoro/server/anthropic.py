@@ -83,7 +83,7 @@ def _thinks_not(value: Json) -> Json:
 class Thinking(Strict):
     type: Annotated[Json, AfterValidator(_thinks_not)]
     display: Literal["summarized", "omitted"] | None = None
-    budget_tokens: Json = None  # of enabled, which is refused
+    budget_tokens: Annotated[Json, only()] = None  # of enabled
 
 
 class OutputConfig(Strict):
@@ -182,6 +182,11 @@ def _tools(bodies: list[ToolBody]) -> tuple[Tool, ...]:
 
 
 def _tool_choice(choice: Choice | None, tools: tuple[Tool, ...]) -> ToolChoice:
+    if choice is not None and choice.name is not None and choice.type != "tool":
+        raise RequestError(
+            f"tool_choice.name is {choice.name!r} and its type '{choice.type}', expected type 'tool' with a name",
+            param="tool_choice.name",
+        )
     if choice is None or choice.type == "auto":
         return ToolChoice()
     if choice.type == "none":

@@ -364,6 +364,8 @@ REFUSED = [
     ({"tool_choice": {"type": "any"}}, "no tools are declared"),
     ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "f"}}, "tool_choice.name is 'f'"),
     ({"tool_choice": {"type": "required"}}, "tool_choice.type"),
+    ({"tools": [WEATHER], "tool_choice": {"type": "any", "name": "get_weather"}}, "expected type 'tool'"),
+    ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, "thinking.budget_tokens"),
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, 'thinking.type is "enabled"'),
     ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management.edits[0].type"),
     ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format"),
@@ -372,6 +374,8 @@ REFUSED = [
     ({"stop_sequences": [""]}, "stop_sequences[0]"),
     ({"sytem": "x"}, "did you mean 'system'?"),
     ({"xyzzy": 1}, "unknown field 'xyzzy'"),
+    ({"(text)": 1}, "unknown field '(text)'"),
+    ({"messages": [user(text("x", list=1))]}, "unknown field 'messages[0].content[0].list'"),
 ]
 
 
