@@ -86,22 +86,6 @@ class ChatRequest(Wishes):
     tell_prompt: bool = False  # a PromptRead before all other deltas
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """Token counts of one request."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    cached_tokens: int = 0  # prompt tokens that were not computed again
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRead:
-    """The prompt was read and the answer begins. Told to those who asked: `ChatRequest.tell_prompt`."""
-
-    usage: Usage  # no completion tokens yet
-
-
 @dataclass(frozen=True, slots=True)
 class TextDelta:
     """A piece of the answer's text; whole characters only."""
@@ -151,6 +135,22 @@ class Likelihoods:
 
 
 FinishReason = Literal["stop", "length", "tool_calls", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0  # prompt tokens that were not computed again
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRead:
+    """The prompt was read and the answer begins. Told to those who asked: `ChatRequest.tell_prompt`."""
+
+    usage: Usage  # no completion tokens yet
 
 
 @dataclass(frozen=True, slots=True)

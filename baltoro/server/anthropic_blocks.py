@@ -20,8 +20,8 @@ from baltoro.server.body import Strict, by_type, only
 
 CacheControl = dict[str, Json] | None  # a hint; our cache finds prefixes by itself
 
-# Claude Code's first lines are for Anthropic's books, and a hash in them changes with every request: left in, no prompt
-# begins like the one before it.
+# The first line of Claude Code is for Anthropic's books, and in some versions a hash there changes with every request:
+# left in, no prompt begins like the one before it.
 _HEADER_LINES = re.compile(r"\A(?:x-anthropic-[a-z-]+:[^\n]*(?:\n+|\Z))+")
 
 
@@ -184,7 +184,8 @@ def _assistant(blocks: Sequence[Block], where: str, called: set[str], *, is_last
             f"{where} ends the conversation with a tool_use block, expected its tool_result in a user's message",
             param=where,
         )
-    if is_last and texts and texts[-1] != texts[-1].rstrip():
+    text = _parts(texts)
+    if is_last and text != text.rstrip():
         raise RequestError(
             f"{where} is to be continued and ends in white space, expected none there",  # as Anthropic has it
             hint="no token begins behind a blank; the answer brings its own",
@@ -192,7 +193,7 @@ def _assistant(blocks: Sequence[Block], where: str, called: set[str], *, is_last
         )
     if not texts and not calls and not is_last:
         return []  # nothing but thinking
-    return [Message(role="assistant", content=_parts(texts), tool_calls=calls, partial=is_last)]
+    return [Message(role="assistant", content=text, tool_calls=calls, partial=is_last)]
 
 
 def _refuse_others(blocks: Sequence[Block], known: tuple[type[Strict], ...], role: str, where: str) -> None:

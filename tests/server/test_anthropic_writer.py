@@ -82,24 +82,30 @@ def answer(text: str, calls: Iterable[tuple[str, Any, bool]]) -> str:
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=TEXTS, calls=CALLS, cuts=st.lists(st.integers(0, 999), max_size=8), cut_off=st.integers(0, 999))
+@given(
+    text=TEXTS,
+    calls=CALLS,
+    tail=TEXTS.filter(lambda text: text.strip()) | st.just(""),
+    cuts=st.lists(st.integers(0, 999), max_size=8),
+    cut_off=st.integers(0, 999),
+)
 def test_an_answer_cut_anywhere_and_ended_anywhere_folds_to_the_whole_message(
-    text: str, calls: list[Any], cuts: list[int], cut_off: int
+    text: str, calls: list[Any], tail: str, cuts: list[int], cut_off: int
 ) -> None:
-    said = answer(text, calls)
+    said = answer(text, calls) + tail
     writer = Writer("tiny", max_tokens=4)
     plain = whole(writer, spoken(said, [], "tool_calls" if calls else "stop"))
     assert folded(written(writer, spoken(said, cuts, "tool_calls" if calls else "stop"))) == plain
     assert [block["input"] for block in plain["content"] if block["type"] == "tool_use"] == [call[1] for call in calls]
-    assert "".join(block["text"] for block in plain["content"] if block["type"] == "text") == text
+    assert "".join(block["text"] for block in plain["content"] if block["type"] == "text") == text + tail
     short = said[: cut_off % (len(said) + 1)]  # max_tokens in the middle of a word, a marker, a call
     assert folded(written(writer, spoken(short, cuts, "length"))) == whole(writer, spoken(short, [], "length"))
 
 
-@given(text=TEXTS, calls=CALLS)
+@given(text=TEXTS, calls=CALLS, tail=TEXTS)
 @settings(max_examples=30, deadline=None)
-def test_blocks_begin_and_end_one_after_the_other(text: str, calls: list[Any]) -> None:
-    events = written(Writer("tiny", max_tokens=4), spoken(answer(text, calls), range(0, 99, 3), "stop"))
+def test_blocks_begin_and_end_one_after_the_other(text: str, calls: list[Any], tail: str) -> None:
+    events = written(Writer("tiny", max_tokens=4), spoken(answer(text, calls) + tail, range(0, 99, 3), "stop"))
     assert events[0]["type"] == "message_start"
     assert [event["type"] for event in events[-2:]] == ["message_delta", "message_stop"]
     opened, next_index = None, 0
