@@ -220,6 +220,14 @@ def test_a_tool_s_result_is_text_or_blocks_and_says_when_it_failed(
     )
 
 
+def test_text_and_results_of_one_message_keep_their_order(server: Address, script: Script) -> None:
+    calls = [{"type": "tool_use", "id": f"toolu_{i}", "name": "f", "input": {}} for i in range(2)]
+    results = [{"type": "tool_result", "tool_use_id": f"toolu_{i}", "content": str(i)} for i in range(2)]
+    history = [*HI, {"role": "assistant", "content": calls}, user(text("A"), results[1], results[0], text("B"))]
+    said = [(m.role, m.content, m.tool_call_id) for m in asked(server, script, messages=history).messages[2:]]
+    assert said == [("user", "A", None), ("tool", "1", "toolu_1"), ("tool", "0", "toolu_0"), ("user", "B", None)]
+
+
 def test_thinking_in_the_history_is_dropped(server: Address, script: Script) -> None:
     thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
     history = [
