@@ -30,7 +30,7 @@ def router(served: Served) -> APIRouter:
         """`limit`, `after_id` and `before_id` are Anthropic's pages; OpenAI's list is always whole."""
         if not speaks_anthropic(request):
             return JSONResponse({"object": "list", "data": [_openai_card(served, name) for name in served.names]})
-        names, more = _page(served.names, limit, after_id, before_id)
+        names, more = page(served.names, limit, after_id, before_id)
         first, last = (names[0], names[-1]) if names else (None, None)
         data = [_anthropic_card(served, name) for name in names]
         return JSONResponse({"data": data, "has_more": more, "first_id": first, "last_id": last})
@@ -43,7 +43,7 @@ def router(served: Served) -> APIRouter:
     return routes
 
 
-def _page(
+def page(
     names: tuple[str, ...], limit: int, after_id: str | None, before_id: str | None
 ) -> tuple[tuple[str, ...], bool]:
     """The names of a page, and whether there are more in the direction of the walk."""
