@@ -18,6 +18,7 @@ from baltoro.chat.messages import (
     Likelihood,
     Likelihoods,
     Piece,
+    PromptRead,
     TextDelta,
     TokenDelta,
     ToolCall,
@@ -76,7 +77,7 @@ class Reader(ABC, Generic[Item]):
             usage = Usage(
                 prompt_tokens=len(self.prompt), completion_tokens=len(self.tokens), cached_tokens=step.cached_tokens
             )
-            items.append(cast("Item", Finished(reason, usage)))
+            items.append(cast("Item", Finished(reason, usage, self._stops.found)))
         return items
 
     def _reason(self, finish: EngineFinish | None) -> FinishReason:
@@ -103,11 +104,18 @@ class ChatReader(Reader[Delta]):
         self.parser = parser
         self._section_end = tokenizer.tool_calls_section_end
         self._num_calls = 0  # whole ones
+        self._prompt_told = not request.tell_prompt
 
     def _push(self, step: Step) -> list[Delta]:
         if step.token is None:
             return []
-        told: list[Delta] = [] if step.scored is None else [_likelihoods(step.scored, self._tokenizer)]
+        told: list[Delta] = []
+        if not self._prompt_told:
+            self._prompt_told = True
+            usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=0, cached_tokens=step.cached_tokens)
+            told.append(PromptRead(usage))
+        if step.scored is not None:
+            told.append(_likelihoods(step.scored, self._tokenizer))
         return told if step.finish is EngineFinish.STOP else told + self._until_stop(self.parser.push(step.token))
 
     def _flush(self) -> list[Delta]:

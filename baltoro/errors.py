@@ -88,7 +88,19 @@ class SchemaError(RequestError):
 
 
 class ContextError(RequestError):
-    """Prompt plus requested answer is longer than the model's context."""
+    """Prompt plus requested answer is longer than the context. `sizes`: tokens of the prompt, of the context."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        param: str | None = None,
+        code: str | None = None,
+        sizes: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(message, hint=hint, param=param, code=code)
+        self.sizes = sizes
 
 
 class ModelNotFound(RequestError):

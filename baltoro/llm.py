@@ -14,7 +14,7 @@ import queue
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, Unpack, cast
@@ -60,6 +60,8 @@ class ChatModel(Protocol):
     def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]: ...
 
     def encode(self, text: str) -> list[int]: ...  # as a completion reads its prompt
+
+    def count_tokens(self, request: ChatRequest) -> int: ...  # of its prompt, template and tools included
 
     def unhealthy(self) -> str | None: ...  # why it does not answer; None while it does
 
@@ -174,13 +176,21 @@ class LLM:
         """The ids of a completion's prompt, in which control tokens may be spelled out."""
         return self.tokenizer.encode_with_specials(text)
 
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Of the prompt that the request's answer would begin from."""
+        return len(self._prompt(request)[0])
+
     # ── request -> ids ───────────────────────────────────────────────────────────────────────────
 
-    def _chat(self, request: ChatRequest, n: int) -> list[tuple[_Make, ChatReader]]:
+    def _prompt(self, request: ChatRequest) -> tuple[list[int], int]:
+        """Its ids, and the index of the next call."""
         if not request.messages:
             raise RequestError("messages is empty, expected at least one message", param="messages")
         messages, next_index = canonicalize(request.messages)
-        prompt = render(messages, request.tools).ids(self.tokenizer)
+        return render(messages, request.tools).ids(self.tokenizer), next_index
+
+    def _chat(self, request: ChatRequest, n: int) -> list[tuple[_Make, ChatReader]]:
+        prompt, next_index = self._prompt(request)
         answers: list[tuple[_Make, ChatReader]] = []
         for wishes in choices.split(request, n):
             constraint = self._grammar.compile(
@@ -205,6 +215,8 @@ class LLM:
 
     def _make(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, constraint: Constraint | None) -> _Make:
         room = self.max_context - len(prompt)
+        if isinstance(wishes, ChatRequest) and wishes.clip_max_tokens and wishes.max_tokens is not None:
+            wishes = replace(wishes, max_tokens=min(wishes.max_tokens, room) if room > 0 else None)
         if room < max(1, wishes.max_tokens or 1):
             wanted = "" if wishes.max_tokens is None else f" and max_tokens is {wishes.max_tokens}"
             raise ContextError(
@@ -212,6 +224,7 @@ class LLM:
                 hint="shorten the conversation, or leave max_tokens out" if wanted else "shorten the conversation",
                 param="max_tokens" if room > 0 else "messages" if isinstance(wishes, ChatRequest) else "prompt",
                 code="context_length_exceeded",
+                sizes=(len(prompt), self.max_context),
             )
         echo = isinstance(wishes, CompletionRequest) and wishes.echo
         max_tokens = 1 if echo and wishes.max_tokens == 0 else wishes.max_tokens  # the prompt's last step gives one

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from baltoro import choices
 from baltoro.answer import Answer
+from baltoro.chat.call_ids import canonicalize
 from baltoro.chat.messages import (
     CallEnded,
     ChatRequest,
@@ -17,11 +18,13 @@ from baltoro.chat.messages import (
     Finished,
     Json,
     Piece,
+    PromptRead,
     TextDelta,
     TokenDelta,
     Usage,
 )
 from baltoro.chat.parser import TextParser, fold
+from baltoro.chat.template import render
 from baltoro.errors import EngineError
 
 Item = TypeVar("Item")
@@ -92,12 +95,20 @@ class ScriptedLLM:
         """One id a byte: a script has no vocabulary."""
         return list(text.encode())
 
+    def count_tokens(self, request: ChatRequest) -> int:
+        """One a byte."""
+        messages, _ = canonicalize(request.messages)
+        return len(self.encode(render(messages, request.tools).text))
+
     def _next(self, request: ChatRequest | CompletionRequest) -> Sequence[Delta | Exception]:
         self.requests.append(request)
         answer = next(self._answers, None)
         if answer is None:
             raise EngineError(f"the script has no answer to request {len(self.requests)}")
-        return _spoken(answer) if isinstance(answer, str) else answer
+        deltas = _spoken(answer) if isinstance(answer, str) else answer
+        if isinstance(request, ChatRequest) and request.tell_prompt:
+            return [PromptRead(Usage(prompt_tokens=0, completion_tokens=0)), *deltas]
+        return deltas
 
     def _play(self, items: Sequence[Item | Exception]) -> Generator[Item]:
         for item in items:

@@ -23,6 +23,7 @@ from baltoro.chat.messages import (
     FinishReason,
     Likelihoods,
     Message,
+    PromptRead,
     TextDelta,
     ToolCall,
 )
@@ -77,7 +78,7 @@ def print_answer(deltas: Iterator[Delta], out: TextIO, answer: Answer) -> None:
                 _write(f"{start}{json.dumps(line, ensure_ascii=False)}\n", out)
             case Finished():
                 answer.reason = delta.reason
-            case Likelihoods():  # nobody asks for them here
+            case PromptRead() | Likelihoods():  # nobody asks for them here
                 pass
     if answer.text and not answer.text.endswith("\n") and not answer.calls:
         _write("\n", out)

@@ -22,6 +22,7 @@ from baltoro.chat.messages import (
     Delta,
     Finished,
     Message,
+    PromptRead,
     TextDelta,
     TokenDelta,
     Tool,
@@ -197,7 +198,10 @@ def test_streamed_asynchronous_and_whole_answers_are_the_same(llm: LLM, seed: in
     answer = llm.complete(request)
     content, calls, incomplete = fold(streamed)
     assert (content, calls, incomplete) == (answer.content, answer.tool_calls, answer.incomplete)
-    assert streamed[-1] == Finished(answer.reason, answer.usage)
+    last = streamed[-1]
+    assert isinstance(last, Finished)
+    assert (last.reason, last.usage) == (answer.reason, answer.usage)
+    assert last.stop in (None, *request.stop)
     assert read_all(llm, request) == streamed
 
 
@@ -504,3 +508,63 @@ def test_a_script_plays_texts_and_deltas_and_raises_its_exceptions() -> None:
     with pytest.raises(EngineError, match="request 5"):
         script.stream(HELLO)
     assert len(script.requests) == 5
+
+
+def opened_by(text: str, **extra: Any) -> ChatRequest:
+    partial = Message(role="assistant", content=text, partial=True)
+    return replace(HELLO, messages=(*HELLO.messages, partial), **extra)
+
+
+def test_a_partial_message_is_continued_and_calls_may_follow(llm: LLM, model: Model) -> None:
+    model.say(CALL.removeprefix("Sure. "))
+    answer = llm.complete(opened_by("Sure. ", tools=(tool(),)))
+    assert T.decode(answer.prompt_ids).endswith("<|im_assistant|>assistant<|im_middle|>Sure. ")
+    assert answer.content is None
+    assert [call.arguments for call in answer.tool_calls] == ['{"city": "北京"}']
+    model.say(" the rest<|im_end|>")
+    assert llm.complete(opened_by("Here is")).content == " the rest"
+    with pytest.raises(RequestError, match="partial"):
+        llm.stream(replace(HELLO, messages=(replace(HELLO.messages[0], partial=True),)))
+
+
+def test_a_required_call_begins_at_once_behind_a_partial_message(llm: LLM, model: Model) -> None:
+    answer = llm.complete(opened_by("Sure. ", tools=(tool(parameters=UNIT),), tool_choice=ToolChoice(mode="required")))
+    assert answer.content is None
+    assert answer.token_ids[0] == T.tool_calls_section_begin
+
+
+def test_the_prompt_s_usage_is_told_first_where_it_was_asked_for(llm: LLM, model: Model) -> None:
+    model.say("Hello<|im_end|>")
+    first, *_, last = llm.stream(replace(HELLO, tell_prompt=True))
+    assert isinstance(last, Finished)
+    assert first == PromptRead(replace(last.usage, completion_tokens=0))
+    model.say("Hello<|im_end|>")
+    assert not any(isinstance(delta, PromptRead) for delta in llm.stream(HELLO))
+
+
+def test_counted_tokens_are_those_of_the_prompt(llm: LLM, model: Model) -> None:
+    model.say("Hello<|im_end|>")
+    for request in (replace(HELLO, tools=(tool(),)), opened_by("It")):
+        assert llm.count_tokens(request) == llm.complete(request).usage.prompt_tokens
+
+
+def test_max_tokens_may_be_clipped_to_what_the_context_leaves(llm: LLM, model: Model) -> None:
+    model.say("the " * CONTEXT)
+    with pytest.raises(ContextError):
+        llm.complete(replace(HELLO, max_tokens=CONTEXT))
+    usage = llm.complete(replace(HELLO, max_tokens=CONTEXT, clip_max_tokens=True)).usage
+    assert usage.prompt_tokens + usage.completion_tokens == CONTEXT
+    model.say("the " * CONTEXT)
+    assert llm.complete(replace(HELLO, max_tokens=3, clip_max_tokens=True)).usage.completion_tokens == 3
+    with pytest.raises(ContextError) as refused:
+        long = (Message(role="user", content="x " * CONTEXT),)
+        llm.stream(ChatRequest(messages=long, max_tokens=5, clip_max_tokens=True))
+    assert refused.value.param == "messages"
+    assert "max_tokens" not in refused.value.message  # whatever it was, the prompt is to blame
+
+
+def test_the_stop_string_that_ended_the_text_is_told(llm: LLM, model: Model) -> None:
+    model.say("Hello the user<|im_end|>")
+    last = list(llm.stream(replace(HELLO, stop=("zz", " the"))))[-1]
+    assert isinstance(last, Finished)
+    assert (last.reason, last.stop) == ("stop", " the")

@@ -31,6 +31,7 @@ class Message:
     name: str | None = None  # replaces the role in the turn's header
     tool_calls: tuple[ToolCall, ...] = ()  # assistant only
     tool_call_id: str | None = None  # tool only
+    partial: bool = False  # the last message, an assistant's: the answer goes on behind its text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +82,8 @@ class ChatRequest(Wishes):
     tool_choice: ToolChoice = ToolChoice()
     parallel_tool_calls: bool = True  # False: at most one call a turn
     temperature: float = 0.6  # Moonshot's recommendation for K2-Instruct
+    clip_max_tokens: bool = False  # to what the context leaves; False: more than that is refused
+    tell_prompt: bool = False  # a PromptRead before all other deltas
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,14 +147,22 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptRead:
+    """The prompt was read and the answer begins. Told to those who asked: `ChatRequest.tell_prompt`."""
+
+    usage: Usage  # no completion tokens yet
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last delta of every stream."""
 
     reason: FinishReason
     usage: Usage
+    stop: str | None = None  # the stop string that ended the text
 
 
-Delta = TextDelta | CallBegun | ArgumentsDelta | CallEnded | Likelihoods | Finished
+Delta = PromptRead | TextDelta | CallBegun | ArgumentsDelta | CallEnded | Likelihoods | Finished
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

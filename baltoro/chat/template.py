@@ -77,7 +77,8 @@ def render(
 
     Call ids are printed as they are; `call_ids.canonicalize` comes before. Image parts print K2's placeholder as the
     template does, though the model cannot see: refusing images is the server's decision. `sort_tool_keys` orders the
-    keys of declarations as later tokenizer wrappers of the family do.
+    keys of declarations as later tokenizer wrappers of the family do. The reference has no `partial` messages: here
+    such a turn stays open behind its text, under its own name, and no other is begun.
     """
     segments: list[Segment] = []
     if tools:
@@ -87,11 +88,12 @@ def render(
         segments += [*_turn(_OTHER_ROLE_TOKEN, "system", [Segment(DEFAULT_SYSTEM)]), Segment("\n")]
     for index, message in enumerate(messages):
         where = f"messages[{index}]"
-        _check(message, where)
+        _check(message, where, is_last=index == len(messages) - 1)
         token = _ROLE_TOKENS.get(message.role, _OTHER_ROLE_TOKEN)
         learned = message.role == "assistant"
-        segments += _turn(token, message.name or message.role, _body(message, where), learned=learned)
-    if add_generation_prompt:
+        turn = _turn(token, message.name or message.role, _body(message, where), learned=learned)
+        segments += turn[:-1] if message.partial else turn  # without its <|im_end|>
+    if add_generation_prompt and not (messages and messages[-1].partial):
         segments += _header("<|im_assistant|>", "assistant")
     return Rendered(tuple(segment for segment in segments if segment.text))
 
@@ -162,8 +164,8 @@ def _as_dict(value: object) -> dict[str, Any]:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-def _check(message: Message, where: str) -> None:
-    """Refuse what the template would drop without a word."""
+def _check(message: Message, where: str, *, is_last: bool) -> None:
+    """Refuse what the template would drop without a word, and an open turn that nothing can go on with."""
     if not message.role:
         raise RequestError(f"{where}.role is empty, expected system, user, assistant or tool", param=f"{where}.role")
     if message.role == "tool" and not message.tool_call_id:
@@ -181,4 +183,11 @@ def _check(message: Message, where: str) -> None:
         raise RequestError(
             f"{where}.tool_calls is set on a {message.role!r} message, expected role 'assistant'",
             param=f"{where}.tool_calls",
+        )
+    if message.partial and (message.role != "assistant" or not is_last or message.tool_calls):
+        found = f"{message.role!r} message" + " with tool_calls" * bool(message.tool_calls)
+        place = "" if is_last else " that is not the last one"
+        raise RequestError(
+            f"{where}.partial is set on a {found}{place}, expected the last message, an assistant's text",
+            param=f"{where}.partial",
         )

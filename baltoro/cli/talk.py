@@ -140,9 +140,10 @@ def serve(
     ] = True,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
 ) -> None:
-    """Serve MODEL over the API of OpenAI.
+    """Serve MODEL over the APIs of OpenAI, Anthropic and Moonshot.
 
-    POST /v1/chat/completions and /v1/completions, plain and streamed; GET /v1/models, /health, /stats and /docs.
+    POST /v1/chat/completions, /v1/completions and /v1/messages, plain and streamed; GET /v1/models, /health, /stats
+    and /docs.
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app

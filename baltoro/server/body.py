@@ -72,19 +72,22 @@ def by_type(expected: str) -> Discriminator:
     )
 
 
-_TAGS = frozenset({"str", "list", "dict"})  # what by_type puts into an error's location
+# What by_type puts into an error's location. Tags of unions by another word stand in parentheses.
+_TAGS = frozenset({"str", "list", "dict"})
 
 
 def explain(errors: Sequence[Any]) -> RequestError:
     """The first of pydantic's errors in the words of ours."""
     first: Mapping[str, Any] = errors[0]
+    kind: str = first["type"]
+    steps: Sequence[str | int] = first["loc"][1:]  # [0] is "body"
     param = ""
-    for step in first["loc"][1:]:  # [0] is "body"
+    for place, step in enumerate(steps, 1):
+        unknown = kind == "extra_forbidden" and place == len(steps)  # the client's word, whatever it looks like
         if isinstance(step, int):
             param += f"[{step}]"
-        elif step not in _TAGS:
+        elif unknown or (step not in _TAGS and not step.startswith("(")):
             param += f".{step}" if param else step
-    kind: str = first["type"]
     message: str = first["msg"]
     if kind == "extra_forbidden":
         return RequestError(f"unknown field '{param}'", param=param, code="unknown_parameter")

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Tag, TypeAdapter, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from baltoro.chat.messages import (
     ChatRequest,
@@ -60,6 +61,7 @@ class MessageBody(Strict):
     name: str | None = None
     tool_calls: list[CallBody] | None = None
     tool_call_id: str | None = None
+    partial: bool | None = None  # Moonshot's: the answer goes on with this message
     # Parts of an assistant's message that clients echo, empty as we sent them.
     refusal: Annotated[Json, only()] = None
     audio: Annotated[Json, only()] = None
@@ -74,6 +76,19 @@ class FunctionBody(Strict):
     strict: bool | None = None  # arguments always follow the schema
 
 
+def _refuse_builtin(value: Json) -> None:
+    """Moonshot's tools that run on Moonshot's servers."""
+    match value:
+        case {"type": "builtin_function", "function": {"name": str(name)}}:
+            raise PydanticCustomError(
+                "unsupported_value",
+                "the builtin_function '{name}' runs on Moonshot's servers and is not supported; leave it out",
+                {"name": name},
+            )
+        case _:
+            pass
+
+
 class ToolBody(Strict):
     type: Literal["function"]
     function: FunctionBody
@@ -82,6 +97,7 @@ class ToolBody(Strict):
     @model_validator(mode="wrap")
     @classmethod
     def _keep_declaration(cls, value: Any, handler: ModelWrapValidatorHandler[ToolBody]) -> ToolBody:
+        _refuse_builtin(value)
         tool = handler(value)
         tool._declaration = value  # the template prints it with the client's own keys and their order
         return tool
@@ -202,6 +218,7 @@ def _message(body: MessageBody, where: str) -> Message:
         name=body.name,
         tool_calls=tuple(calls),
         tool_call_id=body.tool_call_id,
+        partial=bool(body.partial),
     )
 
 

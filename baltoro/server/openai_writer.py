@@ -21,6 +21,7 @@ from baltoro.chat.messages import (
     Json,
     Likelihood,
     Likelihoods,
+    PromptRead,
     TextDelta,
     Usage,
 )
@@ -48,7 +49,7 @@ class _Whole:
                 self.calls[delta.index]["function"]["arguments"] += delta.text
             case Finished():
                 self.end = delta
-            case CallEnded() | Likelihoods():
+            case PromptRead() | CallEnded() | Likelihoods():
                 pass
 
     def message(self) -> dict[str, Json]:
@@ -117,7 +118,7 @@ class Writer:
                         piece = {"tool_calls": [call]}
                     case ArgumentsDelta():
                         piece = {"tool_calls": [{"index": delta.index, "function": {"arguments": delta.text}}]}
-                    case CallEnded():
+                    case PromptRead() | CallEnded():
                         continue
                     case Likelihoods():
                         tokens[index].append(self._token(delta))

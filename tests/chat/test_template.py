@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -172,3 +173,43 @@ def test_a_message_that_cannot_be_rendered_is_refused_by_name(message: Message, 
         render([USER, message])
     assert refusal.value.param == param
     assert refusal.value.message.startswith(param.split("]")[0])
+
+
+LAST_WORDS = [
+    case
+    for case in CASES
+    if case["messages"] and case["messages"][-1]["role"] == "assistant" and not case["messages"][-1].get("tool_calls")
+]
+
+
+@pytest.mark.parametrize("case", LAST_WORDS, ids=by_name)
+def test_a_partial_message_is_the_reference_s_turn_without_its_end(case: dict[str, Any]) -> None:
+    *before, last = (message_of(raw) for raw in case["messages"])
+    whole = case["expected"].removesuffix("<|im_assistant|>assistant<|im_middle|>")
+    assert whole.endswith("<|im_end|>")
+    tools = [tool_of(raw) for raw in case["tools"] or []]
+    opened = render([*before, replace(last, partial=True)], tools)
+    assert opened.text == whole.removesuffix("<|im_end|>")
+    assert opened.ids(TOKENIZER) == render([*before, last], tools, add_generation_prompt=False).ids(TOKENIZER)[:-1]
+
+
+def test_a_partial_message_goes_on_under_its_own_name() -> None:
+    kelsey = Message(role="assistant", name="Kelsey", content="", partial=True)
+    assert render([Message(role="user", content="Hi"), kelsey]).text.endswith("<|im_assistant|>Kelsey<|im_middle|>")
+
+
+CALLING = Message(role="assistant", tool_calls=(ToolCall(id="functions.f:0", name="f", arguments="{}"),), partial=True)
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [
+        ([Message(role="user", content="Hi", partial=True)], "'user' message, expected"),
+        ([Message(role="assistant", content="I", partial=True), Message(role="user", content="Hi")], "not the last"),
+        ([CALLING], "with tool_calls"),
+    ],
+)
+def test_only_the_assistant_s_last_text_can_be_partial(messages: list[Message], says: str) -> None:
+    with pytest.raises(RequestError, match=says) as refused:
+        render(messages)
+    assert refused.value.param == "messages[0].partial"

@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -96,6 +97,31 @@ def test_the_weather_loop_of_the_model_card(client: openai.OpenAI, stream: bool)
     called, answer = converse(client, WEATHER, stream)
     assert called == [{"name": "get_weather", "arguments": {"city": "Beijing"}}]
     assert "sunny" in answer.lower()
+
+
+def test_the_weather_loop_with_anthropic_s_client(client: openai.OpenAI) -> None:
+    function = TOOLS["get_weather"]["function"]
+    wishes: dict[str, Any] = {
+        "model": "nano",
+        "max_tokens": 100,
+        "extra_body": {"temperature": 0},
+        "tools": [{**{k: function[k] for k in ("name", "description")}, "input_schema": function["parameters"]}],
+    }
+    messages: list[Any] = [{"role": "user", "content": WEATHER["request"]}]
+    with anthropic.Anthropic(base_url=str(client.base_url).rstrip("/").removesuffix("/v1"), api_key="none") as claude:
+        asked = claude.messages.create(**wishes, messages=messages)
+        assert asked.stop_reason == "tool_use"
+        call = asked.content[-1]
+        assert call.type == "tool_use" and (call.name, call.input) == ("get_weather", {"city": "Beijing"})
+        result = {"type": "tool_result", "tool_use_id": call.id, "content": json.dumps(WEATHER["result"])}
+        messages += [{"role": "assistant", "content": asked.content}, {"role": "user", "content": [result]}]
+        with claude.messages.stream(**wishes, messages=messages) as stream:
+            answer = stream.get_final_text()
+        assert "sunny" in answer.lower()
+        begun = answer[: len(answer) // 2].rstrip()
+        messages.append({"role": "assistant", "content": begun})
+        rest = claude.messages.create(**wishes, messages=messages).content[0]
+        assert rest.type == "text" and begun not in rest.text  # the continuation alone
 
 
 def test_the_same_loop_with_ten_tools_that_training_never_saw(client: openai.OpenAI) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -23,6 +24,7 @@ class Address:
         self.url = f"http://127.0.0.1:{port}"
         fresh = httpx.Limits(max_keepalive_connections=0)  # the server closes an idle one just when it is used again
         self.http = httpx.Client(base_url=self.url, timeout=20, limits=fresh)
+        self.anthropic = anthropic.Anthropic(base_url=self.url, api_key="none", max_retries=0, timeout=20)
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
 
 
@@ -40,6 +42,7 @@ def _running() -> Iterator[tuple[Script, Address]]:
     server.should_exit = True
     address.http.close()
     address.openai.close()
+    address.anthropic.close()
     thread.join()
 
 

@@ -6,9 +6,11 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from typing import Any
 
-from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Piece, TextDelta, Usage
+from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Piece, PromptRead, TextDelta, Usage
+from baltoro.chat.template import render
 from baltoro.errors import ContextError
 
 USAGE = Usage(prompt_tokens=11, completion_tokens=4, cached_tokens=2)
@@ -53,13 +55,17 @@ class Script:
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
-        return [self._play() for _ in range(n)]
+        told = [PromptRead(replace(USAGE, completion_tokens=0))] if request.tell_prompt else []
+        return [self._play(told) for _ in range(n)]
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        return len(render(request.messages, request.tools).text)
 
     def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
         return self.astream_choices(request, 1)[0]
 
-    async def _play(self) -> AsyncGenerator[Any]:
-        begun, closed, closings, deltas = self.begun, self.closed, self.closings, self.deltas
+    async def _play(self, told: Sequence[Any] = ()) -> AsyncGenerator[Any]:
+        begun, closed, closings, deltas = self.begun, self.closed, self.closings, [*told, *self.deltas]
         try:
             for delta in deltas:
                 begun.set()

@@ -164,9 +164,9 @@ def test_a_body_that_is_too_large_is_413(server: Address) -> None:
     assert str(MAX_BODY_BYTES) in error_of(response)["message"]
 
 
-def open_request(server: Address, body: dict[str, Any]) -> socket.socket:
+def open_request(server: Address, body: dict[str, Any], path: str = CHAT) -> socket.socket:
     raw = json.dumps(body).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
     connection.sendall(head.encode() + raw)
     return connection

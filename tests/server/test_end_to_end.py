@@ -1,4 +1,4 @@
-"""`baltoro serve DIR` as a user starts it, and OpenAI's client: K2's architecture in miniature, with random weights."""
+"""`baltoro serve DIR` as a user starts it, heard by real clients: K2's architecture in miniature, random weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import anthropic
 import httpx
 import jsonschema
 import openai
@@ -170,3 +172,107 @@ def test_what_only_the_model_can_refuse_is_400_too(server: openai.OpenAI, extra:
 def test_ids_outside_the_vocabulary_are_refused(server: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="99999"):
         server.completions.create(model="baltoro", prompt=[1, 99999], max_tokens=2)
+
+
+@pytest.fixture
+def claude(server: openai.OpenAI) -> Iterator[anthropic.Anthropic]:
+    url = str(server.base_url).rstrip("/").removesuffix("/v1")
+    with anthropic.Anthropic(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+CUSTOM: Any = {"name": "get_weather", "description": "Weather", "input_schema": SCHEMA}
+GREEDY: Any = {"model": "baltoro", "max_tokens": 40, "extra_body": {"temperature": 0}}
+
+
+def test_anthropic_s_client_hears_the_same_streamed_and_whole(claude: anthropic.Anthropic) -> None:
+    for extra in ({}, {"tools": [CUSTOM], "tool_choice": {"type": "any"}}):
+        wishes: Any = {**GREEDY, "messages": HI, **extra}
+        plain = claude.messages.create(**wishes)
+        with claude.messages.stream(**wishes) as stream:
+            streamed = stream.get_final_message()
+        told = [
+            (message.stop_reason, [{**block.to_dict(), "id": None} for block in message.content])
+            for message in (plain, streamed)
+        ]
+        for _, blocks in told:
+            for block in blocks:
+                block.pop("parsed_output", None)
+        assert told[0] == told[1]
+
+
+def test_anthropic_s_count_is_what_an_answer_then_costs(claude: anthropic.Anthropic) -> None:
+    prompt: Any = {"messages": HI, "system": "Be brief. " * 20, "tools": [CUSTOM]}
+    counted = claude.messages.count_tokens(model="baltoro", **prompt)
+    for _ in range(2):  # the second reads the first one's pages
+        usage = claude.messages.create(**GREEDY, **prompt).usage
+        assert usage.input_tokens + (usage.cache_read_input_tokens or 0) == counted.input_tokens
+    assert (usage.cache_read_input_tokens or 0) > 0
+
+
+def test_a_new_billing_header_leaves_the_prompt_as_it_was(claude: anthropic.Anthropic) -> None:
+    read = []
+    for hashed in ("1a2b", "ffff"):
+        system: Any = [
+            {"type": "text", "text": f"x-anthropic-billing-header: cc_version=2.1; cch={hashed};"},
+            {"type": "text", "text": "You write programs. " * 15},
+        ]
+        with claude.messages.stream(**GREEDY, messages=HI, system=system) as stream:
+            started = next(event for event in stream if event.type == "message_start").message.usage
+            read.append(started.cache_read_input_tokens)
+            ended = stream.get_final_message().usage
+            assert (started.input_tokens, read[-1]) == (ended.input_tokens, ended.cache_read_input_tokens)
+    assert read[0] == 0 and read[1] >= 64
+
+
+@pytest.mark.parametrize("system", ["Be brief.", "Be kind."])
+def test_anthropic_s_tool_loop_goes_on_with_a_model_that_knows_nothing(
+    claude: anthropic.Anthropic, system: str
+) -> None:
+    messages: list[Any] = list(HI)
+    for _ in range(2):
+        answer = claude.messages.create(
+            model="baltoro",
+            max_tokens=90,
+            messages=messages,
+            system=system,
+            tools=[CUSTOM],
+            tool_choice={"type": "any"},
+        )
+        if answer.stop_reason == "max_tokens":
+            return
+        assert answer.stop_reason == "tool_use"
+        results = []
+        for call in answer.content:
+            assert call.type == "tool_use"
+            jsonschema.validate(call.input, SCHEMA)
+            results.append({"type": "tool_result", "tool_use_id": call.id, "content": "no", "is_error": True})
+        messages += [{"role": "assistant", "content": answer.content}, {"role": "user", "content": results}]
+
+
+def test_more_tokens_than_the_context_has_fill_it_for_anthropic_s_client(claude: anthropic.Anthropic) -> None:
+    answer = claude.messages.create(model="baltoro", max_tokens=32000, messages=HI, extra_body={"temperature": 0})
+    if answer.stop_reason != "end_turn":
+        assert answer.stop_reason == "model_context_window_exceeded"
+        assert (
+            answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0) + answer.usage.output_tokens
+            == CONTEXT
+        )
+    with pytest.raises(anthropic.BadRequestError, match=r"prompt is too long: \d+ tokens > 512 maximum"):
+        claude.messages.create(model="baltoro", max_tokens=5, messages=[{"role": "user", "content": "word " * 5000}])
+    bad = {**CUSTOM, "input_schema": {"type": "array"}}
+    with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\].input_schema: tool"):
+        claude.messages.create(model="baltoro", max_tokens=5, messages=HI, tools=[bad])
+
+
+def test_the_token_count_of_moonshot_and_a_partial_message(server: openai.OpenAI) -> None:
+    opened: Any = {"role": "assistant", "content": "I", "partial": True}
+    for messages in (HI, [*HI, opened]):
+        body = {"model": "baltoro", "messages": messages}
+        url = str(server.base_url).rstrip("/") + "/tokenizers/estimate-token-count"
+        counted = httpx.post(url, json=body).json()["data"]["total_tokens"]
+        usage = server.chat.completions.create(**body, max_tokens=2).usage
+        assert usage is not None and usage.prompt_tokens == counted
+    with pytest.raises(openai.BadRequestError) as refused:
+        server.chat.completions.create(model="baltoro", messages=[opened, *HI])
+    assert refused.value.param == "messages[0].partial"

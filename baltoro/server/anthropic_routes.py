@@ -1,0 +1,40 @@
+"""Anthropic's paths: messages, and how many tokens they would be."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import APIRouter, Body, Request, Response
+from fastapi.responses import JSONResponse
+
+from baltoro.server import anthropic, anthropic_writer
+from baltoro.server.body import JsonRoute
+from baltoro.server.replies import EventStream, opened, while_connected
+
+if TYPE_CHECKING:
+    from baltoro.server.app import Served
+
+
+def router(served: Served) -> APIRouter:
+    routes = APIRouter(route_class=JsonRoute)
+
+    @routes.post("/v1/messages")
+    async def messages(request: Request, body: Annotated[anthropic.MessagesBody, Body()]) -> Response:
+        served.check(body.model)
+        writer = anthropic_writer.Writer(body.model, body.max_tokens)
+        async with AsyncExitStack() as sources:
+            wanted = anthropic.chat_request(body)
+            (deltas,) = await opened(sources, [served.llm.astream(wanted)])
+            if not body.stream:
+                return await while_connected(request, writer.whole(deltas))
+            return EventStream(request, writer.events(deltas), sources.pop_all())
+
+    @routes.post("/v1/messages/count_tokens")
+    async def count_tokens(body: Annotated[anthropic.PromptBody, Body()]) -> Response:
+        served.check(body.model)
+        wanted = anthropic.prompt_request(body)
+        return JSONResponse({"input_tokens": await asyncio.to_thread(served.llm.count_tokens, wanted)})
+
+    return routes

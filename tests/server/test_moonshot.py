@@ -1,0 +1,44 @@
+"""Moonshot's own fields and paths, through OpenAI's client, as its documentation shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import openai
+import pytest
+
+from baltoro.chat.messages import Message
+from baltoro.chat.template import render
+from tests.server.conftest import Address
+from tests.server.script import Script
+
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
+COUNT = "/v1/tokenizers/estimate-token-count"
+
+
+def test_partial_mode_reaches_the_model_with_its_name(server: Address, script: Script) -> None:
+    opened: Any = {"role": "assistant", "name": "Kelsey", "content": "", "partial": True}
+    server.openai.chat.completions.create(model="tiny", messages=[*HI, opened])
+    assert script.requests[0].messages[-1] == Message(role="assistant", name="Kelsey", content="", partial=True)
+    server.openai.chat.completions.create(model="tiny", messages=[*HI, {**opened, "partial": False}, *HI])
+    assert not any(message.partial for message in script.requests[1].messages)
+
+
+def test_a_conversation_s_tokens_are_counted(server: Address, script: Script) -> None:
+    """The script counts characters of the prompt."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    response = server.http.post(COUNT, json={"model": "tiny", "messages": HI, "tools": [tool]})
+    assert script.requests == []
+    server.openai.chat.completions.create(model="tiny", messages=HI, tools=[tool])  # type: ignore[list-item]
+    request = script.requests[0]
+    assert response.json() == {"data": {"total_tokens": len(render(request.messages, request.tools).text)}}
+    assert server.http.post(COUNT, json={"model": "gpt", "messages": HI}).status_code == 404
+    assert server.http.post(COUNT, json={"model": "tiny", "messages": []}).json()["error"]["param"] == "messages"
+
+
+def test_tools_that_run_at_moonshot_are_refused_by_name(server: Address, script: Script) -> None:
+    tools: Any = [{"type": "builtin_function", "function": {"name": "$web_search"}}]
+    with pytest.raises(openai.BadRequestError, match=r"'\$web_search' runs on Moonshot's servers") as refused:
+        server.openai.chat.completions.create(model="tiny", messages=HI, tools=tools)
+    assert (refused.value.param, refused.value.code) == ("tools[0]", "unsupported_value")
+    assert script.requests == []
