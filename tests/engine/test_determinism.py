@@ -1,4 +1,7 @@
-"""The same prompt and seed give the same tokens to the bit, however the engine cuts, mixes, evicts and guesses."""
+"""The same prompt and seed give the same tokens and log-probabilities, to the bit, however the engine works them out.
+
+It cuts prompts, mixes requests, evicts, guesses, takes what it has computed before, and runs on several threads.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ def wishes():
         prompt = [chance.randrange(CONFIG.vocab_size) for _ in range(length)]
         if index % 2:
             prompt = (piece + prompt + piece)[-length:]
-        found.append((prompt, {"max_tokens": 30, "temperature": [0.0, 0.7][index // 2 % 2], "seed": index}))
+        sampling = {"max_tokens": 30, "temperature": [0.0, 0.7][index // 2 % 2], "seed": index, "logprobs": 2}
+        found.append((prompt, sampling))
     return found
 
 
@@ -70,7 +74,7 @@ def answers(model, *, cache_tokens=4096, wanted=None, **settings):
         with engine._orders:  # so that one step sees them all
             for req, _ in pairs:
                 engine.submit(req)
-        found = [listener.wait(120).tokens for _, listener in pairs]
+        found = [[(step.token, step.scored) for step in listener.wait(120).steps] for _, listener in pairs]
         return found, engine.statistics()
 
 

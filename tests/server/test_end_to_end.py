@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,6 +114,30 @@ def test_tool_choice_none_never_calls(server: openai.OpenAI) -> None:
             .message
         )
         assert message.tool_calls is None
+
+
+def test_a_client_that_never_reads_holds_nobody_up_and_leaves_nothing_behind(server: openai.OpenAI) -> None:
+    """Its answer, some megabytes of log-probabilities, has no room in any buffer on the way."""
+    url = httpx.URL(str(server.base_url))
+    body = {
+        "model": "baltoro", "messages": HI, "stream": True, "n": 4, "logprobs": True, "top_logprobs": 20,
+        "max_tokens": 450, "ignore_eos": True,
+    }  # fmt: skip
+    payload = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: "
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.connect((url.host, url.port))
+        deaf.sendall(f"{head}{len(payload)}\r\n\r\n".encode() + payload)
+        deaf.recv(1)  # it has begun
+        for _ in range(3):
+            answer = server.chat.completions.create(model="baltoro", messages=HI, max_tokens=4)
+            assert answer.choices[0].finish_reason in ("stop", "length")
+    deadline = time.monotonic() + 30
+    stats = str(server.base_url).removesuffix("/v1/") + "/stats"
+    while (told := httpx.get(stats).json()["engine"])["running"] or told["free_pages"] < told["num_pages"]:
+        assert time.monotonic() < deadline, told
+        time.sleep(0.05)
 
 
 def test_completions_give_the_same_ids_streamed_and_whole(server: openai.OpenAI) -> None:
