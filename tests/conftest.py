@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)  # a busy machine is no failure
+if settings.get_current_profile_name() == "default":
+    settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

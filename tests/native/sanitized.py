@@ -17,5 +17,5 @@ assert spec and spec.loader
 sys.modules[NAME] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules[NAME])
 
-settings.register_profile("sanitized", max_examples=40)
+settings.register_profile("sanitized", max_examples=40, deadline=None)
 settings.load_profile("sanitized")
