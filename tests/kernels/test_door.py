@@ -190,7 +190,7 @@ def renumbered(x: Tensor) -> list[Change]:
         y.view(-1)[place] = number
         return y
 
-    numbers = [-1, -(2**63), 2**63 - 1, 2**31, 2**40, 5, 50, int(x.max()) + 1]
+    numbers = [-1, -(2**63), 2**63 - 1, 2**31, 2**40, 5, 50, min(int(x.max()) + 1, 2**63 - 1)]
     return [lambda _, n=n, place=place: at(place, n) for n in numbers for place in (0, x.numel() // 2, -1)] + [
         lambda _: x.flip(0)
     ]
