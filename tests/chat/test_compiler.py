@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import jsonschema
+import pytest
+
+from baltoro.chat import compiler
+from baltoro.chat.compiler import MAX_CHARACTERS, MAX_TOOLS, Compiler
+from baltoro.chat.grammar import Grammar
+from baltoro.chat.messages import AnswerFormat, Tool
+from baltoro.errors import SchemaError
+from tests import vocabulary
+
+T = vocabulary.tokenizer()
+LOOK_AHEAD = {"type": "string", "pattern": "^(?!x)"}
+OVERLAP = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
+
+
+def tool(name: str, schema: Any, *, strict: bool = False) -> Tool:
+    return Tool(name=name, parameters=schema, declaration={}, strict=strict)
+
+
+def props(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties}
+
+
+# ── loose ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("schema", "paths"),
+    [
+        (props(a=LOOK_AHEAD), ["/properties/a/pattern"]),
+        (props(a=OVERLAP), ["/properties/a/oneOf"]),
+        (props(a=OVERLAP, b=props(c=LOOK_AHEAD), d={"pattern": "^ok$"}),
+         ["/properties/a/oneOf", "/properties/b/properties/c/pattern"]),
+        (props(a={"not": {}, "type": "string"}) | {"minProperties": 1}, ["/minProperties"]),
+        ({"type": "object", "patternProperties": {"^a": {}, "b": {}}}, ["/patternProperties"]),
+        (props(a={"$ref": "#/$defs/d"}) | {"$defs": {"d": LOOK_AHEAD}}, ["#/$defs/d/pattern"]),
+        (props(a=LOOK_AHEAD, b={"uniqueItems": True}), ["/properties/b/uniqueItems", "/properties/a/pattern"]),
+    ],
+)  # fmt: skip
+def test_what_the_library_refuses_is_dropped_keyword_by_keyword(
+    schema: Any, paths: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    grammar = Grammar(T, loose=True)
+    with caplog.at_level(logging.WARNING):
+        made = grammar.loosened([tool("good", props()), tool("bad", schema)], None)
+        assert grammar.loosened([tool("bad", schema)], None) == made
+    assert [each.owner for each in made] == ["bad"] * len(paths)
+    assert sorted(each.path for each in made) == sorted(paths)
+    assert len(caplog.messages) == len(paths), "told once, not every turn"
+    assert all(any(f"'bad': {path} in" in line for line in caplog.messages) for path in paths)
+
+
+def test_the_branches_of_a_loosened_one_of_hold() -> None:
+    (made,) = Compiler(T, loose=True).tools([tool("f", props(a=OVERLAP) | {"required": ["a"]})]).values()
+    assert made.schema["properties"]["a"] == {"anyOf": OVERLAP["oneOf"]}
+
+
+def test_strict_is_refused_where_schemas_are_loose() -> None:
+    loose = Compiler(T, loose=True)
+    for schema in (props(a=LOOK_AHEAD), props(a={"not": {"type": "null"}})):
+        with pytest.raises(SchemaError, match="/properties/a/"):
+            loose.tools([tool("f", schema, strict=True)])
+        with pytest.raises(SchemaError, match="/properties/a/"):
+            loose.answer(AnswerFormat(schema=schema, strict=True))
+        assert loose.answer(AnswerFormat(schema=schema)).dropped
+        with pytest.raises(SchemaError):  # what was compiled loosely is not what strict asks for
+            loose.tools([tool("f", schema, strict=True)])
+
+
+def test_what_cannot_be_loosened_is_refused() -> None:
+    for schema in (props(a=False) | {"required": ["a"]}, {"type": "array"}):
+        with pytest.raises(SchemaError):
+            Compiler(T, loose=True).tools([tool("f", schema)])
+    many = props(**{f"p{i}": LOOK_AHEAD for i in range(compiler.MAX_DROPPED + 1)})
+    with pytest.raises(SchemaError, match="look-ahead"):
+        Compiler(T, loose=True).tools([tool("f", many)])
+
+
+@pytest.mark.parametrize("guilty", [[], [0], [7], [3, 4], [0, 1, 2, 3, 4, 5, 6, 7]])
+def test_culprits_are_all_that_cannot_stay(guilty: list[int]) -> None:
+    suspects = [f"/{place}" for place in range(8)]
+    bad = {f"/{place}" for place in guilty}
+
+    def fault(without: Any) -> str | None:
+        return None if bad <= set(without) else "no"
+
+    assert compiler._culprits(suspects, fault, most=99) == dict.fromkeys(sorted(bad), "no")
+    assert compiler._culprits(suspects, lambda _: "whatever", most=99) is None
+
+
+# ── how much ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_three_hundred_tools_with_a_hundred_thousand_characters_compile_and_one_too_many_does_not() -> None:
+    tools = [tool(f"tool_{i}", props(**{f"p{i}": {"type": "string", "description": "d" * 300}})) for i in range(300)]
+    made = Compiler(T).tools(tools)
+    assert list(made) == [each.name for each in tools]
+    jsonschema.Draft202012Validator.check_schema(dict(made["tool_299"].schema))
+    with pytest.raises(SchemaError, match=f"{MAX_TOOLS + 1}, expected at most {MAX_TOOLS}") as caught:
+        Compiler(T).tools([tool(f"t{i}", {}) for i in range(MAX_TOOLS + 1)])
+    assert caught.value.param == "tools"
+
+
+def test_schemas_of_more_than_a_million_characters_are_refused() -> None:
+    long = props(a={"description": "d" * (MAX_CHARACTERS // 2)})
+    with pytest.raises(SchemaError, match="'g'") as caught:
+        Compiler(T).tools([tool("f", long), tool("g", long)])
+    assert caught.value.param == "tools"
+    with pytest.raises(SchemaError, match="characters"):
+        Compiler(T).answer(AnswerFormat(schema={"description": "d" * MAX_CHARACTERS}))
+
+
+# ── what is kept ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_tools_are_compiled_once_whatever_they_are_called() -> None:
+    made = Compiler(T)
+    first = made.tools([tool("f", props(a={"type": "string"})), tool("g", props())])
+    again = made.tools([tool("g", props()), tool("h", props(a={"type": "string"}))])
+    assert made.compiled == 2
+    assert again["h"] is first["f"] and again["g"] is first["g"]
+
+
+def test_order_matters_and_an_answer_is_no_tool() -> None:
+    made = Compiler(T)
+    made.tools([tool("f", props(a={}, b={})), tool("g", props(b={}, a={}))])
+    made.answer(AnswerFormat(schema=props(a={}, b={})))
+    assert made.compiled == 3
+
+
+def test_what_was_used_longest_ago_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "KEPT_SCHEMAS", 2)
+    made = Compiler(T)
+    for names in ("ab", "a", "c", "a", "b"):  # c drives b out, then b drives c out
+        made.tools([tool("f", props(**{name: {}})) for name in names[:1]])
+        made.tools([tool("f", props(**{name: {}})) for name in names[1:]])
+    assert made.compiled == 4
+
+
+def test_long_schemas_drive_others_out_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "KEPT_CHARACTERS", 1000)
+    made = Compiler(T)
+    for _ in range(2):
+        made.tools([tool("f", props(a={"description": "x" * 600}))])
+        made.tools([tool("f", props(b={"description": "x" * 600}))])
+    assert made.compiled == 4
+
+
+def test_nan_and_what_is_no_json_is_refused() -> None:
+    for schema in (props(a={"minimum": float("nan")}), props(a={"const": object()})):
+        with pytest.raises(SchemaError):
+            Compiler(T).tools([tool("f", schema)])
