@@ -38,8 +38,9 @@ class Strict(BaseModel):
     @classmethod
     def _suggest(cls, value: Any) -> Any:
         """A misspelt field is told before all else; pydantic itself refuses the other unknown ones."""
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
         for name in cast(dict[str, Any], value) if isinstance(value, dict) else ():
-            near = [] if name in cls.model_fields else difflib.get_close_matches(name, cls.model_fields, n=1)
+            near = [] if name in fields else difflib.get_close_matches(name, fields, n=1)
             if near:
                 raise PydanticCustomError(
                     "misspelt", "unknown field '{name}'; did you mean '{near}'?", {"name": name, "near": near[0]}
@@ -47,8 +48,11 @@ class Strict(BaseModel):
         return cast(Any, value)
 
 
-def only(*neutral: Json) -> AfterValidator:
-    """A field of the vendor's API that this server honours at these values alone (and at null)."""
+def only(*neutral: Json, instead: str = "") -> AfterValidator:
+    """A field of the vendor's API that this server honours at these values alone (and at null).
+
+    instead: what does what the client wants
+    """
 
     def check(value: Json) -> Json:
         if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
@@ -57,7 +61,7 @@ def only(*neutral: Json) -> AfterValidator:
         raise PydanticCustomError(
             "unsupported_value",
             "not supported by this server; {expected}",
-            {"expected": f"only {expected} is accepted" if neutral else "leave it out"},
+            {"expected": f"only {expected} is accepted" if neutral else instead or "leave it out"},
         )
 
     return AfterValidator(check)

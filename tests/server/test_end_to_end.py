@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Literal
 
 import httpx
 import jsonschema
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from baltoro.doctor import live
 from baltoro.llm import LLM
@@ -113,6 +115,58 @@ def test_tool_choice_none_never_calls(server: openai.OpenAI) -> None:
         assert message.tool_calls is None
 
 
+class Weather(BaseModel):
+    city: Annotated[str, Field(max_length=8)]
+    unit: Literal["C", "F"]
+    days: Annotated[list[Annotated[int, Field(ge=0, le=9)]], Field(max_length=3)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parse_gives_a_model_s_object_even_of_a_model_that_knows_nothing(server: openai.OpenAI, seed: int) -> None:
+    completion = server.chat.completions.parse(
+        model="baltoro", messages=HI, response_format=Weather, seed=seed, max_tokens=200
+    )
+    parsed = completion.choices[0].message.parsed
+    assert isinstance(parsed, Weather), completion
+    assert json.loads(completion.choices[0].message.content or "") == parsed.model_dump()
+
+
+def test_with_tools_and_a_format_an_answer_calls_or_is_json(server: openai.OpenAI) -> None:
+    seen: set[str] = set()
+    wishes = {"model": "baltoro", "messages": HI, "max_tokens": 100, "temperature": 2, "parallel_tool_calls": False}
+    for seed in range(40):
+        message = server.chat.completions.parse(
+            **wishes, response_format=Weather, tools=[openai.pydantic_function_tool(Weather, name="w")], seed=seed
+        ).choices[0].message  # fmt: skip
+        if message.tool_calls:
+            assert all(isinstance(call.function.parsed_arguments, Weather) for call in message.tool_calls)
+            assert message.content is None
+        else:
+            assert isinstance(message.parsed, Weather)
+        seen.add("calls" if message.tool_calls else "json")
+        if len(seen) == 2:
+            return
+    raise AssertionError(f"only {seen} in 40 answers")
+
+
+def test_streamed_json_folded_is_the_whole_and_compact(server: openai.OpenAI) -> None:
+    wishes: dict = {"model": "baltoro", "messages": HI, "seed": 4, "max_tokens": 200}
+    wishes["response_format"] = {"type": "json_schema", "json_schema": {"name": "w", "schema": SCHEMA}}
+    whole = server.chat.completions.create(**wishes).choices[0]
+    chunks = list(server.chat.completions.create(**wishes, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
+    jsonschema.validate(json.loads(whole.message.content or ""), SCHEMA)
+    assert whole.finish_reason == chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_json_that_is_cut_says_so(server: openai.OpenAI) -> None:
+    wishes: dict = {"model": "baltoro", "messages": HI, "max_tokens": 3, "response_format": {"type": "json_object"}}
+    choice = server.chat.completions.create(**wishes).choices[0]
+    assert choice.finish_reason == "length" and (choice.message.content or "").startswith("{")
+    with pytest.raises(openai.LengthFinishReasonError):
+        server.chat.completions.parse(model="baltoro", messages=HI, max_tokens=3, response_format=Weather)
+
+
 def test_completions_give_the_same_ids_streamed_and_whole(server: openai.OpenAI) -> None:
     wishes = {
         "model": "baltoro",
@@ -150,6 +204,11 @@ def declared(parameters: object) -> list:
             "tools[0].function.parameters",
         ),
         ({"tools": declared({"$ref": "#/nowhere"})}, "tools[0].function.parameters"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c1"}]}, "messages[0].tool_call_id"),
         ({"messages": [ASSISTANT, {"role": "tool", "content": "x", "tool_call_id": "c2"}]}, "messages[1].tool_call_id"),
@@ -162,7 +221,7 @@ def test_what_only_the_model_can_refuse_is_400_too(server: openai.OpenAI, extra:
     wishes = {"model": "baltoro", "messages": HI, "max_tokens": 5, **extra}
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as refused:
-            server.chat.completions.create(**wishes, stream=stream)
+            server.post("/chat/completions", body={**wishes, "stream": stream}, cast_to=dict)
         assert refused.value.param == param
     assert server.chat.completions.create(model="baltoro", messages=HI, max_tokens=2).choices  # the server lives on
 
