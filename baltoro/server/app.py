@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.errors import BaltoroError, EngineError, ModelNotFound
-from baltoro.server import envelopes, models, openai_routes
+from baltoro.server import envelopes, models, openai_routes, responses_routes
 from baltoro.server.body import JsonRoute, explain
 from baltoro.server.envelopes import Problem, problem
 
@@ -83,7 +83,7 @@ def create_app(served: Served) -> ASGIApp:
         """
         return JSONResponse({"model": served.names[0], "clock_s": time.monotonic(), **served.llm.statistics()})
 
-    for each in (router, models.router(served), openai_routes.router(served)):
+    for each in (router, models.router(served), openai_routes.router(served), responses_routes.router(served)):
         app.include_router(each)
     return RequestIds(app)
 

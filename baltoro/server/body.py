@@ -11,11 +11,11 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from baltoro.chat.messages import Json
@@ -23,6 +23,9 @@ from baltoro.errors import RequestError
 
 MAX_BODY_BYTES = 16 * 2**20  # a full 256K-token context is about 1 MB of text
 MAX_DEPTH = 100  # levels of nesting; Python recurses about 1000 deep when such a value is printed or compiled
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class BodyTooLarge(RequestError):
@@ -104,6 +107,14 @@ def explain(errors: Sequence[Any]) -> RequestError:
     message = message.replace("Input should be", "expected").removeprefix("Value error, ")
     code = kind if kind in ("unsupported_value", "invalid_type") else "invalid_value"
     return RequestError(f"{param or 'the body'} is {shown}: {message}", param=param or None, code=code)
+
+
+def checked(model: type[Checked], value: Json, *where: str | int) -> Checked:
+    """`value` as such an object. where: names and places from the body down to it, for the error."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise explain([{**each, "loc": ("body", *where, *each["loc"])} for each in error.errors()]) from error
 
 
 def parse_json(raw: bytes) -> Json:
