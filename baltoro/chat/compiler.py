@@ -27,8 +27,8 @@ from baltoro.errors import SchemaError
 
 MAX_TOOLS = 1024
 MAX_CHARACTERS = 2**20  # of JSON, in all schemas of a request; Claude Code's 24 tools have 64,000
-KEPT_SCHEMAS = 2048  # compiled ones, the least recently used go first; each takes some 200 kB of memory
-KEPT_CHARACTERS = 4 * MAX_CHARACTERS  # of all that are kept
+KEPT_SCHEMAS = 2 * MAX_TOOLS  # compiled ones, the least recently used go first
+KEPT_CHARACTERS = 2 * MAX_CHARACTERS  # of all that are kept; each takes 25 to 50 bytes of memory, so 100 MB at most
 MAX_DROPPED = 32  # keywords of one schema that may be dropped for not compiling; finding each takes compiling again
 
 _log = logging.getLogger(__name__)

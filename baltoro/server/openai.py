@@ -158,6 +158,7 @@ NOTED = (
     "user",
     "safety_identifier",
     "metadata",
+    "client_metadata",
     "store",
     "prompt_cache_key",
     "prompt_cache_options",

@@ -69,6 +69,7 @@ class ResponseBody(Strict):
     reasoning: _Reasoning | None = None
     # For the client's own books: kept with the request, the answer does not depend on them.
     metadata: dict[str, str] | None = None
+    client_metadata: dict[str, Json] | None = None  # Codex's
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -5,11 +5,14 @@ from typing import Any
 
 import jsonschema
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from baltoro.chat import compiler
 from baltoro.chat.compiler import MAX_CHARACTERS, MAX_TOOLS, Compiler
 from baltoro.chat.grammar import Grammar
 from baltoro.chat.messages import AnswerFormat, Tool
+from baltoro.chat.schema_words import UNENFORCED, WORDS
 from baltoro.errors import SchemaError
 from tests import vocabulary
 
@@ -91,6 +94,36 @@ def test_culprits_are_all_that_cannot_stay(guilty: list[int]) -> None:
 
     assert compiler._culprits(suspects, fault, most=99) == dict.fromkeys(sorted(bad), "no")
     assert compiler._culprits(suspects, lambda _: "whatever", most=99) is None
+
+
+TEXTS = st.sampled_from(["string", "^a", "(", "#", ""])
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(-3, 9), st.floats(allow_nan=True), TEXTS)
+WORDS_AND_OTHERS = st.sampled_from(
+    [*WORDS, *sorted(UNENFORCED), "propertyNames", "additionalItems", "$defs", "title", "default"]
+)
+NODES = st.recursive(
+    VALUES,
+    lambda inner: (
+        st.dictionaries(WORDS_AND_OTHERS | st.sampled_from("ab"), inner, max_size=4) | st.lists(inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(schema=NODES)
+def test_whatever_is_sent_as_a_schema_is_compiled_or_refused_and_loosely_never_refused_more(schema: Any) -> None:
+    def outcome(loose: bool) -> str:
+        try:
+            (made,) = Compiler(T, loose=loose).tools([tool("f", props(a=schema))]).values()
+        except SchemaError as error:
+            assert error.param == "tools[0].function.parameters" and "'f'" in error.message
+            return "refused"
+        assert loose or not made.dropped
+        return "loosened" if made.dropped else "compiled"
+
+    strict, loose = outcome(loose=False), outcome(loose=True)
+    assert (strict == "compiled") == (loose == "compiled")
 
 
 # ── how much ─────────────────────────────────────────────────────────────────────────────────────

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +21,8 @@ from pydantic import BaseModel, Field
 
 from baltoro.doctor import live
 from baltoro.llm import LLM
+from baltoro.server import loosened
+from baltoro.server.app import Served, create_app
 from baltoro.server.openai import ChatBody, chat_request
 
 SCHEMA = {
@@ -157,6 +161,60 @@ def test_streamed_json_folded_is_the_whole_and_compact(server: openai.OpenAI) ->
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
     jsonschema.validate(json.loads(whole.message.content or ""), SCHEMA)
     assert whole.finish_reason == chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_responses_say_the_same_streamed_and_whole_and_parse(server: openai.OpenAI) -> None:
+    wishes: dict = {"model": "baltoro", "input": "Hi", "temperature": 0, "max_output_tokens": 150}
+    whole = server.responses.parse(**wishes, text_format=Weather)
+    assert isinstance(whole.output_parsed, Weather) and whole.status == "completed"
+    with server.responses.stream(**wishes, text_format=Weather) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == whole.output_text == final.output_text
+    assert final.output_parsed == whole.output_parsed
+    assert final.usage is not None and whole.usage is not None
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    cut = server.responses.create(**wishes | {"max_output_tokens": 2}, text={"format": {"type": "json_object"}})
+    assert (cut.status, cut.output_text[:1]) == ("incomplete", "{")
+
+
+def test_required_calls_of_a_response_go_back_into_its_input(server: openai.OpenAI) -> None:
+    tool = {"type": "function", "name": "get_weather", "parameters": SCHEMA, "strict": True}
+    items: list = [{"role": "user", "content": "Hi"}]
+    for turn in range(2):
+        response = server.responses.create(
+            model="baltoro", input=items, tools=[tool], tool_choice="required", parallel_tool_calls=False,
+            temperature=0, max_output_tokens=80,
+        )  # fmt: skip
+        (call,) = response.output
+        assert response.status == "completed" and call.call_id == f"functions.get_weather:{turn}"
+        jsonschema.validate(json.loads(call.arguments), SCHEMA)
+        items += [call, {"type": "function_call_output", "call_id": call.call_id, "output": "{}"}]
+
+
+def test_a_loose_server_drops_what_it_cannot_enforce_and_says_so(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In this process, without a socket."""
+
+    async def ask(function: dict) -> httpx.Response:
+        tools = [{"type": "function", "function": {"name": "f", **function}}]
+        body = {"model": "tiny", "messages": HI, "tools": tools, "max_tokens": 2}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tiny") as client:
+            return await client.post("/v1/chat/completions", json=body)
+
+    schema = SCHEMA | {"properties": SCHEMA["properties"] | {"city": {"type": "string", "pattern": "^(?!x)"}}}
+    with closing(LLM.open(tiny_checkpoint, max_context=CONTEXT, loose_schemas=True)) as llm:
+        app = create_app(Served(llm=llm, names=("tiny",)))
+        answer = asyncio.run(ask({"parameters": schema}))
+        assert answer.status_code == 200, answer.text
+        assert answer.headers[loosened.HEADER] == "f /properties/city/pattern"
+        assert any("'f': /properties/city/pattern" in line for line in caplog.messages)
+        assert loosened.HEADER not in asyncio.run(ask({"parameters": SCHEMA})).headers
+        refused = asyncio.run(ask({"parameters": schema, "strict": True}))
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "tools[0].function.parameters"
+    assert "/properties/city/pattern" in refused.json()["error"]["message"]
 
 
 def test_json_that_is_cut_says_so(server: openai.OpenAI) -> None:
