@@ -1,9 +1,8 @@
 """JSON schemas of tools and answers -> compiled grammars over token ids, kept by what they say.
 
-What a client sends is checked and lowered (schema.py), then compiled by llguidance; docs/numbers.md has its times
-beside xgrammar's. Agents send the same tools every turn, so what was compiled is kept under a digest of the schema's
-text, in its order, for that is the order of the arguments: 24 tools of 57,000 characters take 25 ms once and 0.5 ms a
-turn, 300 tools 200 and 3.5 ms (processor time on Zen 4, measured beside other work).
+What a client sends is checked and lowered (schema.py), then compiled by llguidance. Agents send the same tools every
+turn, so what was compiled is kept under a digest of the schema's text, in its order, for that is the order of the
+arguments. docs/numbers.md has the times.
 """
 
 from __future__ import annotations

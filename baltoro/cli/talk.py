@@ -153,7 +153,8 @@ def serve(
 ) -> None:
     """Serve MODEL over the API of OpenAI.
 
-    POST /v1/chat/completions and /v1/completions, plain and streamed; GET /v1/models, /health, /stats and /docs.
+    POST /v1/chat/completions, /v1/responses and /v1/completions, plain and streamed; GET /v1/models, /health, /stats
+    and /docs.
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app
