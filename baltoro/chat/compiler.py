@@ -28,7 +28,10 @@ MAX_TOOLS = 1024
 MAX_CHARACTERS = 2**20  # of JSON, in all schemas of a request; Claude Code's 24 tools have 64,000
 KEPT_SCHEMAS = 2 * MAX_TOOLS  # compiled ones, the least recently used go first
 KEPT_CHARACTERS = 2 * MAX_CHARACTERS  # of all that are kept; each takes 25 to 50 bytes of memory, so 100 MB at most
-MAX_DROPPED = 32  # keywords of one schema that may be dropped for not compiling; finding each takes compiling again
+MAX_DROPPED = 32  # keywords of one schema that may be dropped for not compiling; finding each takes compiling again,
+MAX_TRIES = 300  # so often at most,
+MAX_TRIED_CHARACTERS = 2**23  # and no more than this of long schemas: 3 s
+MAX_LOGGED = 20  # keywords of one schema
 
 _log = logging.getLogger(__name__)
 
@@ -114,9 +117,9 @@ class Compiler:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key][0]
-        made = self._compile(source, subject, loose)  # unguarded: others go on, at worst the same is made twice
-        for each in made.dropped:
-            _log.warning("%s: %s in %s is not enforced: %s", subject.name, each.path, subject.contents, each.reason)
+        tries = min(MAX_TRIES, MAX_TRIED_CHARACTERS // len(text))
+        made = self._compile(source, subject, loose, tries)  # unguarded: others go on, at worst the same is made twice
+        _tell(subject, made.dropped)
         with self._guard:
             self.compiled += 1
             if key not in self._kept:
@@ -127,7 +130,7 @@ class Compiler:
                 self._characters -= characters
         return made
 
-    def _compile(self, source: Json, subject: Subject, loose: bool) -> Compiled:
+    def _compile(self, source: Json, subject: Subject, loose: bool, tries: int) -> Compiled:
         lowered = schema.lower(source, subject, loose=loose)
         try:
             return Compiled(lowered.schema, self._matcher(lowered.schema), lowered.dropped)
@@ -141,7 +144,7 @@ class Compiler:
                 return str(error)
             return None
 
-        faults = _culprits(lowered.fragile, fault, most=MAX_DROPPED if loose else 1)
+        faults = _culprits(lowered.fragile, fault, most=MAX_DROPPED if loose else 1, tries=tries)
         if faults is None or not loose:
             path, reason = next(iter((faults or {"": str(first)}).items()))
             raise SchemaError(
@@ -165,33 +168,45 @@ class Compiler:
 
 
 def _culprits(
-    suspects: Sequence[str], fault: Callable[[Mapping[str, str]], str | None], *, most: int
+    suspects: Sequence[str], fault: Callable[[Mapping[str, str]], str | None], *, most: int, tries: int
 ) -> dict[str, str] | None:
     """Which suspects cannot stay, and why: the rest compiles. Found by halving, so few compilations show few faults.
 
-    fault: what is wrong without these. The search ends behind `most`. None: none of them is to blame, or too many are.
+    fault: what is wrong without these. The search ends behind `most`. None: none of them is to blame, there are more,
+    or `tries` calls of `fault` do not show them.
     """
     out = dict.fromkeys(suspects, "")
     if fault(out) is not None:
         return None
     guilty: dict[str, str] = {}
-    groups = [list(suspects)]
+    groups = [list(suspects)] if suspects else []
     while groups:
+        if (tries := tries - 1) <= 0:
+            return None
         group = groups.pop()
-        if not group:
-            continue
-        rest = {each: reason for each, reason in out.items() if each not in group}
+        back = set(group)
+        rest = {each: reason for each, reason in out.items() if each not in back}
         reason = fault(rest)
         if reason is None:
             out = rest
         elif len(group) > 1:
             middle = len(group) // 2
             groups += [group[middle:], group[:middle]]
+        elif most == 1:
+            return {group[0]: reason}
+        elif len(guilty) == most:
+            return None
         else:
             guilty[group[0]] = out[group[0]] = reason
-            if len(guilty) >= most:
-                return guilty if most == 1 or not any(groups) else None
     return guilty
+
+
+def _tell(subject: Subject, dropped: Sequence[Dropped]) -> None:
+    for each in dropped[:MAX_LOGGED]:
+        path = json.dumps(each.path, ensure_ascii=False)[1:-1]  # names in it are the client's: no line breaks
+        _log.warning("%s: %s in %s is not enforced: %s", subject.name, path, subject.contents, each.reason)
+    if len(dropped) > MAX_LOGGED:
+        _log.warning("%s: nor are %d more keywords", subject.name, len(dropped) - MAX_LOGGED)
 
 
 def _text(source: Json, subject: Subject) -> str:

@@ -112,10 +112,10 @@ class Grammar:
 
     def loosened(self, tools: Sequence[Tool], answer_format: AnswerFormat | None) -> list[Loosened]:
         """What of these schemas is not enforced; [] unless loose."""
-        owners = self.compiler.tools(tools)
+        owners = list(self.compiler.tools(tools).items())
         if answer_format is not None:
-            owners["response_format"] = self.compiler.answer(answer_format)
-        return [Loosened(owner, each.path) for owner, compiled in owners.items() for each in compiled.dropped]
+            owners.append(("response_format", self.compiler.answer(answer_format)))
+        return [Loosened(owner, each.path) for owner, compiled in owners for each in compiled.dropped]
 
     def only(self, ids: Iterable[int]) -> Mask:
         mask = np.zeros(self.tokenizer.vocab_size, np.bool_)

@@ -71,7 +71,7 @@ def _offer(found: Offered, given: dict[str, Json], space: _Namespace | None, whe
         checked(_Function, given, *where)  # says what is wrong
     if kind != "function":
         name = given.get("name")
-        found.left_out.append(f"{kind} {name!r}" if isinstance(name, str) else str(kind))
+        found.left_out.append(f"{kind!r:.60} {name!r:.60}" if isinstance(name, str) else f"{kind!r:.60}")
         return
     tool = checked(_Function, given, *where)
     name = joined(space.name if space else None, tool.name)

@@ -92,8 +92,43 @@ def test_culprits_are_all_that_cannot_stay(guilty: list[int]) -> None:
     def fault(without: Any) -> str | None:
         return None if bad <= set(without) else "no"
 
-    assert compiler._culprits(suspects, fault, most=99) == dict.fromkeys(sorted(bad), "no")
-    assert compiler._culprits(suspects, lambda _: "whatever", most=99) is None
+    def culprits(most: int = 99, tries: int = 99) -> dict[str, str] | None:
+        return compiler._culprits(suspects, fault, most=most, tries=tries)
+
+    assert culprits() == culprits(most=max(2, len(bad))) == dict.fromkeys(sorted(bad), "no")
+    assert culprits(most=1) == dict.fromkeys(sorted(bad)[:1], "no")
+    assert (culprits(most=2) is None) == (len(bad) > 2)
+    assert (culprits(tries=3) is None) == bool(bad)
+    assert compiler._culprits(suspects, lambda _: "whatever", most=99, tries=99) is None
+
+
+def test_a_client_cannot_write_lines_of_the_log_nor_flood_it(caplog: pytest.LogCaptureFixture) -> None:
+    nasty = props(**{f"x\nforged {i}": {"not": {"type": "null"}} for i in range(500)})
+    with caplog.at_level(logging.WARNING):
+        Compiler(T, loose=True).tools([tool("f", nasty)])
+    assert len(caplog.messages) == compiler.MAX_LOGGED + 1
+    assert not any("\n" in line for line in caplog.messages)
+    assert caplog.messages[-1].endswith(f"{500 - compiler.MAX_LOGGED} more keywords")
+
+
+def test_a_fault_in_a_long_schema_is_not_looked_for_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    real = Compiler._matcher
+
+    def counted(self: Compiler, lowered: Any) -> Any:
+        tried.append(1)
+        return real(self, lowered)
+
+    monkeypatch.setattr(Compiler, "_matcher", counted)
+    monkeypatch.setattr(compiler, "MAX_TRIED_CHARACTERS", 60_000)
+    bad = {"type": "object", "properties": {"a": LOOK_AHEAD, "b": {"description": "d" * 10_000}}}
+    with pytest.raises(SchemaError, match="/properties/a/pattern"):
+        Compiler(T).tools([tool("f", bad)])
+    tried.clear()
+    bad["properties"] |= {f"p{i}": {"minLength": 1} for i in range(1000)}
+    with pytest.raises(SchemaError, match="look-ahead") as caught:
+        Compiler(T).tools([tool("f", bad)])
+    assert len(tried) <= 3 and "/properties" not in caught.value.message
 
 
 TEXTS = st.sampled_from(["string", "^a", "(", "#", ""])

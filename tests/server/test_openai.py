@@ -352,6 +352,20 @@ def test_the_client_s_own_books_are_kept_with_the_request(server: Address, scrip
     assert script.requests[0].noted == books
 
 
+def test_three_hundred_tools_with_the_longest_names_reach_the_model(server: Address, script: Script) -> None:
+    """OpenAI and Moonshot stop at 128; agents with many MCP servers do not."""
+    names = [f"mcp__server-{i:03}.{'x' * 48}" for i in range(300)]
+    assert {len(name) for name in names} == {64}
+    description = "Über Städte 北京 🥨. " * 20
+    tools = [
+        {"type": "function", "function": {"name": name, "description": description, "parameters": CITY}}
+        for name in names
+    ]
+    response = server.http.post("/v1/chat/completions", json={"model": "tiny", "messages": HI, "tools": tools})
+    assert response.status_code == 200, response.text
+    assert [tool.declaration for tool in script.requests[0].tools] == tools
+
+
 @pytest.mark.parametrize(
     ("form", "wanted"),
     [
