@@ -5,6 +5,8 @@ Source: platform.openai.com/docs/api-reference/responses; tests read the officia
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field, Tag
@@ -14,7 +16,7 @@ from baltoro.errors import RequestError
 from baltoro.server.body import Strict, by_type, only
 from baltoro.server.formats import TextFormat
 from baltoro.server.openai import noted
-from baltoro.server.responses_items import messages
+from baltoro.server.responses_items import turns
 from baltoro.server.responses_tools import NamedFunction, Offered, offered, tool_choice
 from baltoro.server.sampling import MaxTokens
 
@@ -90,8 +92,33 @@ class ResponseBody(Strict):
     access_programs: Annotated[Json, only()] = None
 
 
-def chat_request(body: ResponseBody) -> tuple[ChatRequest, Offered]:
-    """The request in our own words, and what of its tools the model is offered."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A body in our own words."""
+
+    request: ChatRequest
+    offered: Offered
+    places: list[str]  # where the body says each message
+
+    def told(self, error: RequestError) -> RequestError:
+        """What the model refuses, with the names that the fields have in a response's body."""
+
+        def place(found: re.Match[str]) -> str:
+            kind, index, field = found[1], int(found[2]), found[3] or ""
+            places = self.places if kind == "messages" else self.offered.places
+            if index >= len(places):  # no field's name, but some text of the client's
+                return found[0]
+            return places[index] + field.replace(".tool_call_id", ".call_id").removeprefix(".function")
+
+        def words(text: str) -> str:
+            text = re.sub(r"\b(messages|tools)\[([0-9]{1,9})\](\.tool_call_id|\.function)?", place, text)
+            return re.sub(r"\bmax_tokens\b", "max_output_tokens", text)
+
+        param = "input" if error.param == "messages" else words(error.param) if error.param else None
+        return type(error)(words(error.message), hint=words(error.hint), param=param, code=error.code)
+
+
+def asked(body: ResponseBody) -> Asked:
     found = offered(body.tools or [])
     if body.stream_options is not None and not body.stream:
         raise RequestError("stream_options needs stream: true", param="stream_options", code="invalid_value")
@@ -103,8 +130,9 @@ def chat_request(body: ResponseBody) -> tuple[ChatRequest, Offered]:
         "temperature": body.temperature,
         "top_p": body.top_p,
     }
+    said = turns(body.instructions, body.input)
     request = ChatRequest(
-        messages=messages(body.instructions, body.input),
+        messages=tuple(said.messages),
         tools=tuple(found.tools),
         tool_choice=tool_choice(body.tool_choice, found),
         parallel_tool_calls=body.parallel_tool_calls is not False,
@@ -113,4 +141,4 @@ def chat_request(body: ResponseBody) -> tuple[ChatRequest, Offered]:
         noted=noted(body),
         **{name: value for name, value in wishes.items() if value is not None},
     )
-    return request, found
+    return Asked(request, found, said.places)

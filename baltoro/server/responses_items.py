@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field, Tag
@@ -79,52 +79,63 @@ def joined(namespace: str | None, name: str) -> str:
     return f"{namespace}.{name}" if namespace else name
 
 
-def messages(instructions: str | None, given: str | Sequence[dict[str, Json]]) -> tuple[Message, ...]:
-    turns: list[Message] = []
+@dataclass(slots=True)
+class Turns:
+    messages: list[Message] = field(default_factory=list[Message])
+    places: list[str] = field(default_factory=list[str])  # where the body says each of them, or begins to
+
+    def add(self, message: Message, place: str) -> None:
+        self.messages.append(message)
+        self.places.append(place)
+
+    def call(self, call: ToolCall, place: str) -> None:
+        if self.messages and self.messages[-1].role == "assistant":
+            last = self.messages[-1]
+            self.messages[-1] = replace(last, tool_calls=(*last.tool_calls, call))
+        else:
+            self.add(Message(role="assistant", tool_calls=(call,)), place)
+
+
+def turns(instructions: str | None, given: str | Sequence[dict[str, Json]]) -> Turns:
+    found = Turns()
     if instructions is not None:
-        turns.append(Message(role="system", content=instructions))
+        found.add(Message(role="system", content=instructions), "instructions")
     if isinstance(given, str):
-        turns.append(Message(role="user", content=given))
-        return tuple(turns)
+        found.add(Message(role="user", content=given), "input")
+        return found
     for place, item in enumerate(given):
         kind: Json = item.get("type", "message")
-        where = ("input", place)
+        where, told = ("input", place), f"input[{place}]"
         match kind:
             case "message":
                 said = checked(_Message, item, *where)
                 role = "system" if said.role == "developer" else said.role
-                turns.append(Message(role=role, content=_content(said.content)))
+                found.add(Message(role=role, content=_content(said.content)), told)
             case "function_call":
                 call = checked(_FunctionCall, item, *where)
-                _call(
-                    turns, ToolCall(id=call.call_id, name=joined(call.namespace, call.name), arguments=call.arguments)
-                )
+                name = joined(call.namespace, call.name)
+                found.call(ToolCall(id=call.call_id, name=name, arguments=call.arguments), told)
             case "custom_tool_call":
                 free = checked(_CustomCall, item, *where)
                 arguments = json.dumps({"input": free.input}, ensure_ascii=False)
-                _call(turns, ToolCall(id=free.call_id, name=joined(free.namespace, free.name), arguments=arguments))
+                name = joined(free.namespace, free.name)
+                found.call(ToolCall(id=free.call_id, name=name, arguments=arguments), told)
             case "function_call_output" | "custom_tool_call_output":
                 result = checked(_CallOutput, item, *where)
-                turns.append(Message(role="tool", content=_content(result.output), tool_call_id=result.call_id))
+                message = Message(role="tool", content=_content(result.output), tool_call_id=result.call_id)
+                found.add(message, told)
             case _ if kind in DROPPED:
                 continue
             case _:
                 raise RequestError(
-                    f"input[{place}].type is {json.dumps(kind)}: expected message, function_call, "
+                    f"{told}.type is {json.dumps(kind)}: expected message, function_call, "
                     "function_call_output, custom_tool_call, custom_tool_call_output or reasoning",
-                    param=f"input[{place}].type",
+                    param=f"{told}.type",
                     code="unsupported_value",
                 )
-    if not turns:
+    if not found.messages:
         raise RequestError("input has no message", param="input", code="invalid_value")
-    return tuple(turns)
-
-
-def _call(turns: list[Message], call: ToolCall) -> None:
-    if turns and turns[-1].role == "assistant":
-        turns[-1] = replace(turns[-1], tool_calls=(*turns[-1].tool_calls, call))
-    else:
-        turns.append(Message(role="assistant", tool_calls=(call,)))
+    return found
 
 
 def _content(content: str | list[_Part]) -> str | list[dict[str, Json]]:

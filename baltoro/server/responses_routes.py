@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
+from baltoro.errors import RequestError
 from baltoro.server import loosened, responses, responses_writer
 from baltoro.server.body import JsonRoute
 from baltoro.server.replies import EventStream, opened, while_connected
@@ -27,15 +28,18 @@ def router(served: Served) -> APIRouter:
     @routes.post("/v1/responses")
     async def respond(request: Request, body: Annotated[responses.ResponseBody, Body()]) -> Response:
         served.check(body.model)
-        wanted, offered = responses.chat_request(body)
-        for tool in offered.left_out:
+        asked = responses.asked(body)
+        for tool in asked.offered.left_out:
             if tool not in told and len(told) < MAX_TOLD:
                 told.add(tool)
                 _log.warning("tools of type %s are not offered to the model, here and whenever they come again", tool)
-        writer = responses_writer.Writer(body, wanted, offered)
-        headers = await loosened.headers(served.llm, wanted)
+        writer = responses_writer.Writer(body, asked.request, asked.offered)
         async with AsyncExitStack() as sources:
-            (deltas,) = await opened(sources, served.llm.astream_choices(wanted, 1))
+            try:
+                headers = await loosened.headers(served.llm, asked.request)
+                (deltas,) = await opened(sources, served.llm.astream_choices(asked.request, 1))
+            except RequestError as error:
+                raise asked.told(error) from error
             if body.stream:
                 answer = EventStream(request, writer.events(deltas), sources.pop_all())
             else:

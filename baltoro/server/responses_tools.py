@@ -48,6 +48,7 @@ class NamedFunction(Strict):
 @dataclass(slots=True)
 class Offered:
     tools: list[Tool] = field(default_factory=list[Tool])
+    places: list[str] = field(default_factory=list[str])  # where the body declares each of them
     origins: dict[str, tuple[str | None, str]] = field(default_factory=dict[str, tuple[str | None, str]])
     left_out: list[str] = field(default_factory=list[str])  # types, with the tool's name where it has one
 
@@ -75,15 +76,16 @@ def _offer(found: Offered, given: dict[str, Json], space: _Namespace | None, whe
         return
     tool = checked(_Function, given, *where)
     name = joined(space.name if space else None, tool.name)
+    place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where).removeprefix(".")
     if name in found.origins:
-        param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in where).removeprefix(".")
-        raise RequestError(f"{param}.name declares '{name}' a second time", param=f"{param}.name", code="invalid_value")
+        raise RequestError(f"{place}.name declares '{name}' a second time", param=f"{place}.name", code="invalid_value")
     # As chats declare it: K2 was taught no other form.
     function: dict[str, Json] = {"name": name}
     if tool.description is not None:
         function["description"] = tool.description
     if tool.parameters is not None:
         function["parameters"] = tool.parameters
+    found.places.append(place)
     found.origins[name] = (space.name if space else None, tool.name)
     found.tools.append(
         Tool(

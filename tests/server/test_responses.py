@@ -29,7 +29,7 @@ from baltoro.chat.messages import (
     TextDelta,
     ToolChoice,
 )
-from baltoro.errors import ContextError, EngineError
+from baltoro.errors import ContextError, EngineError, RequestError, SchemaError
 from baltoro.server import loosened
 from baltoro.server.responses_items import DROPPED
 from tests.server.conftest import Address
@@ -473,6 +473,34 @@ def test_the_client_raises_its_own_exceptions(server: Address, script: Script) -
     with pytest.raises(openai.BadRequestError) as long:
         server.openai.responses.create(model="tiny", input="Hi", stream=True)
     assert long.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "param", "says"),
+    [
+        (ContextError("max_tokens is 9", hint="leave max_tokens out", param="max_tokens"), "max_output_tokens",
+         "max_output_tokens is 9 (leave max_output_tokens out)"),
+        (ContextError("5000 tokens", param="messages"), "input", "5000"),
+        (RequestError("messages[2].tool_call_id is 'tools[9]'", param="messages[2].tool_call_id"), "input[1].call_id",
+         "input[1].call_id is 'tools[9]'"),
+        (SchemaError("tool 'n.g': x", param="tools[1].function.parameters"), "tools[2].tools[1].parameters", "'n.g'"),
+        (SchemaError("x", param="text.format.schema"), "text.format.schema", "x"),
+    ],
+)  # fmt: skip
+def test_what_the_model_refuses_has_the_names_of_this_api(
+    server: Address, script: Script, refusal: RequestError, param: str, says: str
+) -> None:
+    script.refusal = refusal
+    inner = [{"type": "custom", "name": "c"}, {"type": "function", "name": "g"}]
+    response = post(
+        server,
+        instructions="Short.",
+        input=[{"role": "user", "content": "Hi"}, {"role": "user", "content": "So?"}],
+        tools=[WEATHER, {"type": "web_search"}, {"type": "namespace", "name": "n", "tools": inner}],
+    )
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+    assert says in response.json()["error"]["message"]
 
 
 def test_an_engine_that_fails_is_503_plain_and_a_failed_response_in_a_stream(server: Address, script: Script) -> None:
