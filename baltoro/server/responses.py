@@ -6,6 +6,7 @@ Source: platform.openai.com/docs/api-reference/responses; tests read the officia
 from __future__ import annotations
 
 import re
+from copy import copy
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -114,8 +115,10 @@ class Asked:
             text = re.sub(r"\b(messages|tools)\[([0-9]{1,9})\](\.tool_call_id|\.function)?", place, text)
             return re.sub(r"\bmax_tokens\b", "max_output_tokens", text)
 
-        param = "input" if error.param == "messages" else words(error.param) if error.param else None
-        return type(error)(words(error.message), hint=words(error.hint), param=param, code=error.code)
+        renamed = copy(error)
+        renamed.message, renamed.hint = words(error.message), words(error.hint)
+        renamed.param = "input" if error.param == "messages" else words(error.param) if error.param else None
+        return renamed
 
 
 def asked(body: ResponseBody) -> Asked:

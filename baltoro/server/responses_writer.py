@@ -159,8 +159,8 @@ class _Items:
                 if self._num_top is not None:
                     self._tokens.append(token_json(delta, self._num_top))
                 return []
-            case Finished():
-                return self.end(delta.reason)
+            case _:  # no part of an item
+                return []
 
     def end(self, reason: FinishReason) -> list[_Event]:
         """Close what is open: a call that never ended is incomplete, and so is text that was cut."""
