@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar, Unpack, cast
 from baltoro import choices, start
 from baltoro.answer import Answer, ChatReader, CompletionReader, Reader
 from baltoro.chat.call_ids import canonicalize
+from baltoro.chat.compiler import Loosened
 from baltoro.chat.grammar import Grammar
 from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Piece
 from baltoro.chat.parser import Parser, fold
@@ -59,6 +60,8 @@ class ChatModel(Protocol):
 
     def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]: ...
 
+    def loosened(self, request: ChatRequest) -> list[Loosened]: ...  # see LLM
+
     def encode(self, text: str) -> list[int]: ...  # as a completion reads its prompt
 
     def count_tokens(self, request: ChatRequest) -> int: ...  # of its prompt, template and tools included
@@ -74,27 +77,47 @@ class LLM:
     """One model behind one engine. Every method may be called from any thread."""
 
     def __init__(
-        self, engine: AnyEngine, tokenizer: Tokenizer, name: str, *, request_timeout_s: float | None = None
+        self,
+        engine: AnyEngine,
+        tokenizer: Tokenizer,
+        name: str,
+        *,
+        request_timeout_s: float | None = None,
+        loose_schemas: bool = False,
     ) -> None:
-        """request_timeout_s: what each request has from here to its end; then it ends with a DeadlineError."""
+        """request_timeout_s: what each request has from here to its end; then it ends with a DeadlineError.
+        loose_schemas: a keyword that no grammar enforces is dropped, see `loosened`; else its request is refused.
+        """
         start.check_vocabulary(tokenizer, engine.vocab_size)
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
         self._request_timeout_s = request_timeout_s
-        self._grammar = Grammar(tokenizer)
+        self._grammar = Grammar(tokenizer, loose=loose_schemas)
         self._mail: Mailbox[Step] | None = None  # of the event loop that read last
 
     @classmethod
     def open(
-        cls, model: str | Path = "nano", *, request_timeout_s: float | None = None, **settings: Unpack[Settings]
+        cls,
+        model: str | Path = "nano",
+        *,
+        request_timeout_s: float | None = None,
+        loose_schemas: bool = False,
+        **settings: Unpack[Settings],
     ) -> Self:
         """A checkpoint directory or a preset, loaded and running."""
-        return cls(*start.engine(model, **settings), str(model), request_timeout_s=request_timeout_s)
+        engine = start.engine(model, **settings)
+        return cls(*engine, str(model), request_timeout_s=request_timeout_s, loose_schemas=loose_schemas)
 
     @classmethod
     def connect(
-        cls, model: str | Path, upstreams: Sequence[str], *, max_context: int | None = None, key: str | None = None
+        cls,
+        model: str | Path,
+        upstreams: Sequence[str],
+        *,
+        max_context: int | None = None,
+        key: str | None = None,
+        loose_schemas: bool = False,
     ) -> Self:
         """A model that runs behind `upstreams`, URLs of vLLM, SGLang or llama-server; language and grammar are here.
 
@@ -115,7 +138,7 @@ class LLM:
                 f"max_context is {max_context}, expected at most {engine.max_context}, which the upstreams allow",
                 hint="start them with a larger one",
             )
-        return cls(engine, tokenizer, str(model))
+        return cls(engine, tokenizer, str(model), loose_schemas=loose_schemas)
 
     @property
     def max_context(self) -> int:
@@ -172,6 +195,14 @@ class LLM:
         """`n` of them, each with its own seed. To be called on the event loop that reads them."""
         return [self._arun(*each) for each in self._completion(request, n)]
 
+    def loosened(self, request: ChatRequest) -> list[Loosened]:
+        """What of its schemas is not enforced; [] unless `loose_schemas`.
+
+        This compiles them, some milliseconds each, and what is compiled is kept: a door asks here, off its event loop,
+        before it asks for the answer.
+        """
+        return self._grammar.loosened(request.tools, request.answer_format)
+
     def encode(self, text: str) -> list[int]:
         """The ids of a completion's prompt, in which control tokens may be spelled out."""
         return self.tokenizer.encode_with_specials(text)
@@ -199,6 +230,7 @@ class LLM:
                 next_index=next_index,
                 parallel=request.parallel_tool_calls,
                 endless=request.ignore_eos,
+                answer_format=request.answer_format,
             )
             parser = Parser(self.tokenizer, next_index=next_index, endless=request.ignore_eos)
             reader = ChatReader(prompt, wishes, parser, self.tokenizer)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from baltoro import choices
 from baltoro.answer import Answer
 from baltoro.chat.call_ids import canonicalize
+from baltoro.chat.compiler import Loosened
 from baltoro.chat.messages import (
     CallEnded,
     ChatRequest,
@@ -90,6 +91,10 @@ class ScriptedLLM:
 
     def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
         return [_asynchronous(self.stream_completion(each)) for each in choices.split(request, n)]
+
+    def loosened(self, request: ChatRequest) -> list[Loosened]:  # noqa: ARG002
+        """Nothing is compiled."""
+        return []
 
     def encode(self, text: str) -> list[int]:
         """One id a byte: a script has no vocabulary."""

@@ -45,6 +45,7 @@ def _open(
     max_waiting: int | None = None,
     request_timeout_s: float | None = None,
     stuck_after_s: float = STUCK_AFTER_S,
+    loose_schemas: bool = False,
     expert_memory: int | None = None,
     trace: Path | None = None,
     trace_steps: Path | None = None,
@@ -64,6 +65,7 @@ def _open(
         max_waiting=max_waiting,
         request_timeout_s=request_timeout_s,
         stuck_after_s=stuck_after_s,
+        loose_schemas=loose_schemas,
         threads=threads,
         format=format.value if format else None,
         expert_memory=expert_memory,
@@ -83,11 +85,12 @@ def _open(
     return llm
 
 
-def _connect(model: str, upstreams: list[str], *, max_context: int | None) -> LLM:
+def _connect(model: str, upstreams: list[str], *, max_context: int | None, loose_schemas: bool) -> LLM:
     from baltoro.llm import LLM
 
     typer.echo(f"asking {', '.join(upstreams)} ...", err=True)
-    llm = LLM.connect(model, upstreams, max_context=max_context, key=os.environ.get("BALTORO_UPSTREAM_KEY"))
+    key = os.environ.get("BALTORO_UPSTREAM_KEY")
+    llm = LLM.connect(model, upstreams, max_context=max_context, key=key, loose_schemas=loose_schemas)
     typer.echo(f"context {llm.max_context} tokens", err=True)
     return llm
 
@@ -109,6 +112,14 @@ def serve(
     request_timeout: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds from a request's arrival to its end. [default: no limit]")
     ] = None,
+    loose_schemas: Annotated[
+        bool,
+        typer.Option(
+            "--loose-schemas",
+            help="Drop what no grammar enforces from schemas, and say so in the log and in the header "
+            "x-baltoro-loosened, instead of refusing the request. With strict: true it is refused all the same.",
+        ),
+    ] = False,
     format: AnyFormat = None,
     expert_memory: ExpertMemory = None,
     trace: TraceFile = None,
@@ -142,8 +153,8 @@ def serve(
 ) -> None:
     """Serve MODEL over the APIs of OpenAI, Anthropic and Moonshot.
 
-    POST /v1/chat/completions, /v1/completions and /v1/messages, plain and streamed; GET /v1/models, /health, /stats
-    and /docs.
+    POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/messages, plain and streamed;
+    POST /v1/messages/count_tokens and /v1/tokenizers/estimate-token-count; GET /v1/models, /health, /stats and /docs.
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app
@@ -163,11 +174,12 @@ def serve(
             raise typer.BadParameter(
                 "is for a model that runs here, not behind --upstream", param_hint=", ".join(given)
             )
-        opened = _connect(model, upstream, max_context=max_context)
+        opened = _connect(model, upstream, max_context=max_context, loose_schemas=loose_schemas)
     else:
         opened = _open(
             model, max_context=max_context, max_running=max_running, max_waiting=max_waiting or MAX_WAITING,
             request_timeout_s=request_timeout, stuck_after_s=stuck_after or STUCK_AFTER_S, threads=threads,
+            loose_schemas=loose_schemas,
             format=format,
             expert_memory=expert_memory, trace=trace, trace_steps=trace_steps,
             prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache, prefix_disk_bytes=prefix_cache_size,

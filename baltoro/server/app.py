@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.errors import BaltoroError, EngineError, ModelNotFound
-from baltoro.server import anthropic_routes, envelopes, models, moonshot, openai_routes
+from baltoro.server import anthropic_routes, envelopes, models, moonshot, openai_routes, responses_routes
 from baltoro.server.body import JsonRoute, explain
 from baltoro.server.envelopes import Problem, problem
 
@@ -85,9 +85,8 @@ def create_app(served: Served) -> ASGIApp:
 
     app.include_router(router)
     app.include_router(models.router(served))
-    app.include_router(openai_routes.router(served))
-    app.include_router(anthropic_routes.router(served))
-    app.include_router(moonshot.router(served))
+    for dialect in (openai_routes, responses_routes, anthropic_routes, moonshot):
+        app.include_router(dialect.router(served))
     return RequestIds(app)
 
 

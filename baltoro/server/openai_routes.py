@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from baltoro.server import completions, openai, openai_writer
+from baltoro.server import completions, loosened, openai, openai_writer
 from baltoro.server.body import JsonRoute
 from baltoro.server.replies import EventStream, opened, while_connected
 
@@ -23,12 +23,16 @@ def router(served: Served) -> APIRouter:
         served.check(body.model)
         wanted = openai.chat_request(body)
         writer = openai_writer.Writer(body.model, served.fingerprint, wanted.logprobs)
+        headers = await loosened.headers(served.llm, wanted)
         async with AsyncExitStack() as sources:
             deltas = await opened(sources, served.llm.astream_choices(wanted, body.n or 1))
-            if not body.stream:
-                return await while_connected(request, writer.whole(deltas))
-            events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
-            return EventStream(request, events, sources.pop_all())
+            if body.stream:
+                events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
+                answer = EventStream(request, events, sources.pop_all())
+            else:
+                answer = await while_connected(request, writer.whole(deltas))
+        answer.headers.update(headers)
+        return answer
 
     @routes.post("/v1/completions")
     async def complete(request: Request, body: Annotated[completions.CompletionBody, Body()]) -> Response:

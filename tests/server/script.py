@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from baltoro.chat.compiler import Loosened
 from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Piece, PromptRead, TextDelta, Usage
 from baltoro.chat.template import render
 from baltoro.errors import ContextError
@@ -29,6 +30,7 @@ class Script:
         self.deltas: Sequence[Any] = HELLO  # Deltas or TokenDeltas, exceptions, seconds
         self.refusal: Exception | None = None
         self.fault: str | None = None
+        self.loose: list[Loosened] = []
         self.requests: list[ChatRequest] = []
         self.completions: list[CompletionRequest] = []
         self.begun = threading.Event()
@@ -40,6 +42,9 @@ class Script:
 
     def statistics(self) -> dict[str, Any]:
         return {"max_context": self.max_context, "engine": {"steps": len(self.requests)}, "store": None}
+
+    def loosened(self, request: ChatRequest) -> list[Loosened]:
+        return self.loose
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
