@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 from baltoro.chat.messages import (
     CallEnded,
@@ -46,19 +46,42 @@ class Answer:
     token_ids: tuple[int, ...]  # as generated, a stop token included
 
 
+class Progress(Protocol):
+    """How far an answer is, for who counts what it costs."""
+
+    @property
+    def max_tokens(self) -> int | None: ...  # that were asked for; None: what the context leaves
+
+    @property
+    def usage(self) -> Usage: ...  # until now, also of an answer that was given up
+
+
+# Hears of the answers to one prompt before any of them is submitted, and may refuse them by raising.
+Admit = Callable[[Sequence[Progress]], None]
+
+
 class Reader(ABC, Generic[Item]):
     """Belongs to the thread or the event loop that reads the answer."""
 
     def __init__(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, tokenizer: Tokenizer) -> None:
         self.prompt = prompt
+        self.max_tokens = wishes.max_tokens
         self.tokens: list[int] = []
         self.over = False
+        self._cached_tokens = 0
         self._tokenizer = tokenizer
         self._stops = StopStrings(wishes.stop)
         self._min_tokens = wishes.min_tokens
         self._nothing_wanted = wishes.max_tokens == 0  # the engine generates one token all the same
 
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prompt), completion_tokens=len(self.tokens), cached_tokens=self._cached_tokens
+        )
+
     def read(self, step: Step) -> list[Item]:
+        self._cached_tokens = step.cached_tokens
         if step.finish is EngineFinish.ERROR:
             self.over = True
             if isinstance(step.error, BaltoroError):
@@ -73,10 +96,7 @@ class Reader(ABC, Generic[Item]):
         if step.finish is not None or self._stops.found is not None:
             self.over = True
             reason = "stop" if self._stops.found is not None else self._reason(step.finish)
-            usage = Usage(
-                prompt_tokens=len(self.prompt), completion_tokens=len(self.tokens), cached_tokens=step.cached_tokens
-            )
-            items.append(cast("Item", Finished(reason, usage)))
+            items.append(cast("Item", Finished(reason, self.usage)))
         return items
 
     def _reason(self, finish: EngineFinish | None) -> FinishReason:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, Unpack, cast
 
 from baltoro import choices, start
-from baltoro.answer import Answer, ChatReader, CompletionReader, Reader
+from baltoro.answer import Admit, Answer, ChatReader, CompletionReader, Reader
 from baltoro.chat.call_ids import canonicalize
 from baltoro.chat.grammar import Grammar
 from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Piece
@@ -49,13 +49,17 @@ class ChatModel(Protocol):
 
     def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]: ...
 
-    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]: ...
+    def astream_choices(
+        self, request: ChatRequest, n: int, admit: Admit | None = None
+    ) -> list[AsyncGenerator[Delta]]: ...
 
     def complete(self, request: ChatRequest) -> Answer: ...
 
     def stream_completion(self, request: CompletionRequest) -> Generator[Piece]: ...
 
-    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]: ...
+    def astream_completions(
+        self, request: CompletionRequest, n: int, admit: Admit | None = None
+    ) -> list[AsyncGenerator[Piece]]: ...
 
     def encode(self, text: str) -> list[int]: ...  # as a completion reads its prompt
 
@@ -140,9 +144,9 @@ class LLM:
         """To be called on the event loop that reads it."""
         return self.astream_choices(request, 1)[0]
 
-    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]:
+    def astream_choices(self, request: ChatRequest, n: int, admit: Admit | None = None) -> list[AsyncGenerator[Delta]]:
         """`n` answers, each with its own seed, grammar and calls. To be called on the event loop that reads them."""
-        return [self._arun(*each) for each in self._chat(request, n)]
+        return self._admitted(self._chat(request, n), admit)
 
     def complete(self, request: ChatRequest) -> Answer:
         make, reader = self._chat(request, 1)[0]
@@ -163,9 +167,11 @@ class LLM:
     def stream_completion(self, request: CompletionRequest) -> Generator[Piece]:
         return self._run(*self._completion(request, 1)[0])
 
-    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
+    def astream_completions(
+        self, request: CompletionRequest, n: int, admit: Admit | None = None
+    ) -> list[AsyncGenerator[Piece]]:
         """`n` of them, each with its own seed. To be called on the event loop that reads them."""
-        return [self._arun(*each) for each in self._completion(request, n)]
+        return self._admitted(self._completion(request, n), admit)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a completion's prompt, in which control tokens may be spelled out."""
@@ -241,6 +247,13 @@ class LLM:
         items = read()
         next(items)  # now it is inside its `try`, and closing it cancels even if nobody has read
         return items
+
+    def _admitted(
+        self, answers: Sequence[tuple[_Make, Reader[Item]]], admit: Admit | None
+    ) -> list[AsyncGenerator[Item]]:
+        if admit is not None:
+            admit([reader for _, reader in answers])
+        return [self._arun(*each) for each in answers]
 
     def _arun(self, make: _Make, reader: Reader[Item]) -> AsyncGenerator[Item]:
         steps: asyncio.Queue[Step] = asyncio.Queue()

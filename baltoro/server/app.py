@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Coroutine
@@ -15,16 +16,27 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from fastapi import APIRouter, Body, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.chat.messages import Json
-from baltoro.errors import BaltoroError, DeadlineError, EngineError, ModelNotFound, QueueFull, RequestError
-from baltoro.server import completions, openai, openai_writer
+from baltoro.errors import (
+    AccessError,
+    BaltoroError,
+    DeadlineError,
+    EngineError,
+    ModelNotFound,
+    QueueFull,
+    RequestError,
+)
+from baltoro.server import completions, metrics, openai, openai_writer, refusals
 from baltoro.server.body import BodyTooLarge, JsonRoute, explain
+from baltoro.server.gate import Gate, admission
 
 if TYPE_CHECKING:
     from baltoro.llm import ChatModel
+    from baltoro.server.books import Accounts
 
 
 Item = TypeVar("Item")
@@ -36,6 +48,7 @@ class Served:
 
     llm: ChatModel
     names: tuple[str, ...]
+    draining: threading.Event = field(default_factory=threading.Event)  # set: new requests should go elsewhere
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -95,12 +108,24 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Json]) -> 
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-def create_app(served: Served) -> ASGIApp:
+def create_app(served: Served, accounts: Accounts | None = None) -> ASGIApp:
+    """accounts: who may ask, and what each of them uses; None: everybody may."""
+    http = metrics.HttpCounts()
+
+    def refuse(request: Request, error: BaltoroError) -> Response:
+        if (reason := refusals.reason(error)) is not None:
+            http.refused[reason] += 1
+        return refusals.answer(request, error) if isinstance(error, AccessError) else _answer(error)
+
+    async def baltoro_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, BaltoroError)
+        return refuse(request, error)
+
     app = FastAPI(
         title="Baltoro",
         summary="Kimi K2 over OpenAI's API.",
         exception_handlers={
-            BaltoroError: _baltoro_error,
+            BaltoroError: baltoro_error,
             RequestValidationError: _validation_error,
             HTTPException: _http_error,
             Exception: _unexpected,
@@ -116,6 +141,21 @@ def create_app(served: Served) -> ASGIApp:
         if reason is None:
             return JSONResponse({"status": "ok", "model": served.names[0]})
         return _answer(EngineError(reason))
+
+    @router.head("/ready")
+    @router.get("/ready")
+    async def ready() -> Response:
+        """200 while new requests are welcome: the engine answers, and the server is not about to leave."""
+        if served.draining.is_set():
+            return _answer(EngineError("this server is about to leave"))
+        return await health()
+
+    @router.get("/metrics")
+    async def prometheus() -> Response:
+        """Counters, gauges and histograms in Prometheus' text form, by vLLM's names."""
+        healthy = await asyncio.to_thread(served.llm.unhealthy) is None
+        page = metrics.text(served.llm.statistics(), http, model=served.names[0], healthy=healthy)
+        return Response(page, media_type=metrics.CONTENT_TYPE)
 
     @router.get("/stats")
     async def stats() -> Response:
@@ -141,7 +181,7 @@ def create_app(served: Served) -> ASGIApp:
         wanted = openai.chat_request(body)
         writer = openai_writer.Writer(body.model, served.fingerprint, wanted.logprobs)
         async with AsyncExitStack() as sources:
-            deltas = await _opened(sources, served.llm.astream_choices(wanted, body.n or 1))
+            deltas = await _opened(sources, served.llm.astream_choices(wanted, body.n or 1, admission(request)))
             if not body.stream:
                 return await while_connected(request, writer.whole(deltas))
             events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
@@ -157,8 +197,11 @@ def create_app(served: Served) -> ASGIApp:
         n, scored = body.n or 1, body.logprobs is not None
         writer = completions.Writer(body.model, served.fingerprint, prompt_ids, n=n, logprobs=scored)
         async with AsyncExitStack() as sources:
+            admit = admission(request)
             pieces = [  # a refusal of the third closes the first two
-                piece for each in requests for piece in await _opened(sources, served.llm.astream_completions(each, n))
+                piece
+                for each in requests
+                for piece in await _opened(sources, served.llm.astream_completions(each, n, admit))
             ]
             if not body.stream:
                 return await while_connected(request, writer.whole(pieces))
@@ -166,7 +209,9 @@ def create_app(served: Served) -> ASGIApp:
             return EventStream(events, sources.pop_all())
 
     app.include_router(router)
-    return RequestIds(app)
+    routes = [route.path for route in router.routes if isinstance(route, APIRoute)]
+    gated = Gate(app, accounts, refuse) if accounts is not None else app
+    return RequestIds(metrics.Counting(gated, http, routes))
 
 
 async def _opened(stack: AsyncExitStack, sources: list[AsyncGenerator[Item]]) -> list[AsyncGenerator[Item]]:
@@ -195,6 +240,7 @@ class RequestIds:
         assert scope["type"] == "http"  # listen.run switches lifespan and websockets off
         sent: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
         name = sent if re.fullmatch(rb"[!-~]{1,128}", sent) else f"req_{uuid.uuid4().hex}".encode()
+        scope.setdefault("state", {})["request_id"] = name.decode()
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -225,11 +271,6 @@ def _answer(error: BaltoroError) -> Response:
     status, body = _envelope(error)
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFull) else None
     return JSONResponse(body, status, headers)
-
-
-async def _baltoro_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, BaltoroError)
-    return _answer(error)
 
 
 async def _validation_error(_: Request, error: Exception) -> Response:

@@ -1,0 +1,74 @@
+"""ASGI: nobody comes in without a key, and what comes in is counted until it has left.
+
+What a request used is taken from its answers themselves (`answer.Progress`), never from the bytes that went out; so it
+is the same whether the client has read all of it or left in the middle.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from fastapi import Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from baltoro.answer import Admit
+from baltoro.errors import AccessError, AccountsError, BaltoroError, EngineError
+from baltoro.server import keys
+from baltoro.server.accounts import Visit
+from baltoro.server.books import Accounts
+
+_log = logging.getLogger(__name__)
+
+OPEN = frozenset({"/", "/health", "/ready"})  # for whoever starts, stops and balances servers
+
+Refuse = Callable[[Request, BaltoroError], Response]  # an error in the words of the dialect that was spoken
+
+
+def admission(request: Request) -> Admit | None:
+    """What a route gives to the model with a prompt, so that its key is charged. None: this server asks for no keys."""
+    visit: Visit | None = getattr(request.state, "visit", None)
+    return None if visit is None else visit.admit
+
+
+class Gate:
+    def __init__(self, app: ASGIApp, accounts: Accounts, refuse: Refuse) -> None:
+        self._app = app
+        self._accounts = accounts
+        self._refuse = refuse
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in OPEN:
+            return await self._app(scope, receive, send)
+        told: list[tuple[bytes, bytes]] = []
+        try:
+            account = await self._accounts.account(keys.presented(dict(scope["headers"])))
+            told = account.headers()
+            visit = account.enter() if scope["method"] == "POST" else None  # all else is free: lists, counters
+        except AccountsError as error:
+            _log.error("a key cannot be checked: %s", error.message)  # which names the database: not for clients
+            response = self._refuse(Request(scope), EngineError("API keys cannot be checked at the moment"))
+            return await response(scope, receive, send)
+        except AccessError as error:
+            response = self._refuse(Request(scope), error)
+            response.raw_headers.extend(told)
+            return await response(scope, receive, send)
+        if visit is None:
+            return await self._app(scope, receive, send)
+        scope.setdefault("state", {})["visit"] = visit
+        status = 499  # unless an answer begins: the client left before
+
+        async def send_with_limits(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], *account.headers()]
+            await send(message)
+
+        try:
+            return await self._app(scope, receive, send_with_limits)
+        finally:
+            # What was refused, or failed by our fault before it began, costs nothing.
+            usage, cost = visit.leave(charged=status < 400 or status == 499)
+            if usage.prompt_tokens:
+                self._accounts.spend(account, usage, cost)
