@@ -208,8 +208,10 @@ def create_app(served: Served, accounts: Accounts | None = None) -> ASGIApp:
             events = writer.events(pieces, include_usage=openai.wants_usage(body.stream_options))
             return EventStream(events, sources.pop_all())
 
-    app.include_router(router)
-    routes = [route.path for route in router.routes if isinstance(route, APIRoute)]
+    routers = [router]
+    for each in routers:
+        app.include_router(each)
+    routes = [route.path for each in routers for route in each.routes if isinstance(route, APIRoute)]
     gated = Gate(app, accounts, refuse) if accounts is not None else app
     return RequestIds(metrics.Counting(gated, http, routes))
 

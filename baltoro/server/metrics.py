@@ -122,7 +122,7 @@ def text(statistics: Mapping[str, Json], http: HttpCounts, *, model: str, health
         page.append(f"# TYPE {_PREFIX}{meaning.name} {meaning.kind}")
         for ending, labels, value in samples:
             shown = ",".join(f'{name}="{_escaped(label)}"' for name, label in labels.items())
-            page.append(f"{_PREFIX}{meaning.name}{ending}{{{shown}}} {_number(value)}")
+            page.append(f"{_PREFIX}{meaning.name}{ending}{f'{{{shown}}}' if shown else ''} {_number(value)}")
 
     here = {"model_name": model}
     engine: Mapping[str, Any] = statistics["engine"] or {}

@@ -37,7 +37,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, SQLAlchemyError
 
 from baltoro.chat.messages import Usage
 from baltoro.errors import AccountsError
@@ -135,7 +135,7 @@ class Store:
                     f"there is a key named '{key.name}' already", hint="`baltoro keys list` shows all, revoked ones too"
                 ) from error
 
-    def keys(self) -> list[Key]:
+    def all_keys(self) -> list[Key]:
         """All of them, the oldest first."""
         with self._transaction() as connection:
             rows = connection.execute(select(_keys).order_by(_keys.c.created_s, _keys.c.name)).all()
@@ -213,7 +213,7 @@ class Store:
     def _create(self) -> None:
         try:
             version = self._tables()
-        except (IntegrityError, ProgrammingError, OperationalError):
+        except DatabaseError:
             version = None  # two processes that make the tables at once: one fails, and finds that they are there now
         try:
             version = version or self._tables()
@@ -276,11 +276,13 @@ def _address(url: str) -> URL:
 def _prepare_sqlite(engine: Engine) -> None:
     @event.listens_for(engine, "connect")
     def pragmas(connection: Any, _: object) -> None:  # pyright: ignore[reportUnusedFunction]
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {int(WAIT_S * 1000)}")
-        cursor.execute("PRAGMA journal_mode = WAL")  # `baltoro keys` reads and writes while a server runs
-        cursor.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last second's usage, never the file
-        cursor.close()
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {int(WAIT_S * 1000)}")
+            connection.execute("PRAGMA journal_mode = WAL")  # `baltoro keys` reads and writes while a server runs
+            connection.execute("PRAGMA synchronous = NORMAL")  # a power cut takes the last usage, never the file
+        except Exception:  # a file that is no database; nobody else closes what never came into the pool
+            connection.close()
+            raise
 
 
 def _reason(error: SQLAlchemyError) -> str:
