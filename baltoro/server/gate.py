@@ -57,18 +57,28 @@ class Gate:
             return await self._app(scope, receive, send)
         scope.setdefault("state", {})["visit"] = visit
         status = 499  # unless an answer begins: the client left before
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            if left:
+                return
+            left = True
+            # What was refused, or failed by our fault before it began, costs nothing.
+            usage, cost = visit.leave(charged=status < 400 or status == 499)
+            if usage.prompt_tokens:
+                self._accounts.spend(account, usage, cost)
 
         async def send_with_limits(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], *account.headers()]
+            elif not message.get("more_body"):
+                leave()  # everything is computed; who hears the end may ask again at once, and finds the place free
             await send(message)
 
         try:
             return await self._app(scope, receive, send_with_limits)
         finally:
-            # What was refused, or failed by our fault before it began, costs nothing.
-            usage, cost = visit.leave(charged=status < 400 or status == 499)
-            if usage.prompt_tokens:
-                self._accounts.spend(account, usage, cost)
+            leave()
