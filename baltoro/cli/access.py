@@ -95,4 +95,8 @@ class Access:
 
 
 def _secret() -> str | None:
-    return os.environ.get("BALTORO_API_KEY") or None
+    """The key of BALTORO_API_KEY; a line break at its end, from a file, is none of it."""
+    secret = os.environ.get("BALTORO_API_KEY", "").strip()
+    if not (secret.isascii() and secret.isprintable()):  # no header brings anything else
+        raise BaltoroError("BALTORO_API_KEY has characters that no client can send", hint="use printable ASCII")
+    return secret or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -19,7 +20,10 @@ import httpx
 import openai
 import pytest
 
+from baltoro.cli.access import Access
+from baltoro.errors import BaltoroError
 from baltoro.server import keys as forms
+from baltoro.server.books import OneKey
 from baltoro.server.store import Spending, Store
 from tests.test_cli import BALTORO, error_of, run
 
@@ -212,12 +216,21 @@ def test_a_server_with_keys_from_end_to_end(tiny_checkpoint: Path, tmp_path: Pat
     assert secret[24:] not in log
 
 
-def test_a_server_with_a_key_from_the_environment(tiny_checkpoint: Path) -> None:
-    options = ("--host", "0.0.0.0")
-    with serving(tiny_checkpoint, *options, BALTORO_API_KEY="swordfish") as (url, lines):
-        assert httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer swordfish"}).status_code == 200
-        assert httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer sword"}).status_code == 401
-    assert "swordfish" not in "".join(lines)
+def test_a_key_in_the_environment_opens_other_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Access(
+        keys=False, database=None, prices=None, price_input=None, price_cached_input=None, price_output=None,
+        insecure_no_keys=False,
+    )  # fmt: skip
+    plain.check(loopback=True)
+    assert plain.accounts(("k2",)) is None
+    monkeypatch.setenv("BALTORO_API_KEY", "schwert\nfisch")
+    with pytest.raises(BaltoroError, match="printable ASCII"):
+        plain.check(loopback=False)
+    monkeypatch.setenv("BALTORO_API_KEY", "swordfish\n")
+    plain.check(loopback=False)
+    accounts = plain.accounts(("k2",))
+    assert isinstance(accounts, OneKey)
+    assert asyncio.run(accounts.account("swordfish")).key.name == "BALTORO_API_KEY"
 
 
 def test_listing_keys_needs_neither_torch_nor_a_web_server(database: str) -> None:
