@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from baltoro.chat.messages import (
     ToolCall,
     Usage,
 )
-from baltoro.chat.parser import IncompleteCall, Parser
+from baltoro.chat.parser import Folded, IncompleteCall, Parser, fold
 from baltoro.chat.stops import StopStrings
 from baltoro.chat.tokenizer import Detokenizer, Tokenizer
 from baltoro.engine.request import FinishReason as EngineFinish
@@ -65,9 +66,12 @@ class Reader(ABC, Generic[Item]):
 
     def __init__(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, tokenizer: Tokenizer) -> None:
         self.prompt = prompt
+        self.wishes = wishes
         self.max_tokens = wishes.max_tokens
         self.tokens: list[int] = []
         self.over = False
+        self.finish: FinishReason | None = None  # once it has one
+        self.first_s: float | None = None  # time.monotonic() when the first token was read
         self._cached_tokens = 0
         self._tokenizer = tokenizer
         self._stops = StopStrings(wishes.stop)
@@ -82,6 +86,8 @@ class Reader(ABC, Generic[Item]):
 
     def read(self, step: Step) -> list[Item]:
         self._cached_tokens = step.cached_tokens
+        if self.first_s is None and step.token is not None:
+            self.first_s = time.monotonic()
         if step.finish is EngineFinish.ERROR:
             self.over = True
             if isinstance(step.error, BaltoroError):
@@ -96,6 +102,7 @@ class Reader(ABC, Generic[Item]):
         if step.finish is not None or self._stops.found is not None:
             self.over = True
             reason = "stop" if self._stops.found is not None else self._reason(step.finish)
+            self.finish = reason
             items.append(cast("Item", Finished(reason, self.usage)))
         return items
 
@@ -107,6 +114,10 @@ class Reader(ABC, Generic[Item]):
     def _cut(self, text: str) -> str:
         """What of the answer's next text is certain to stand before a stop string; none counts before min_tokens."""
         return text if len(self.tokens) <= self._min_tokens else self._stops.push(text)
+
+    @abstractmethod
+    def retold(self) -> Folded:
+        """Text and calls of the tokens until now, read once more; what follows a stop string included."""
 
     @abstractmethod
     def _push(self, step: Step) -> list[Item]:
@@ -123,6 +134,10 @@ class ChatReader(Reader[Delta]):
         self.parser = parser
         self._section_end = tokenizer.tool_calls_section_end
         self._num_calls = 0  # whole ones
+
+    def retold(self) -> Folded:
+        parser = Parser(self._tokenizer, endless=self.wishes.ignore_eos)
+        return fold([delta for token in self.tokens for delta in parser.push(token)] + parser.finish())
 
     def _push(self, step: Step) -> list[Delta]:
         if step.token is None:
@@ -170,6 +185,9 @@ class CompletionReader(Reader[Piece]):
             tokenizer.tool_call_argument_begin,
             tokenizer.tool_call_end,
         }
+
+    def retold(self) -> Folded:
+        return Folded(self._tokenizer.decode(self.tokens), (), ())
 
     def _push(self, step: Step) -> list[Piece]:
         pieces: list[Piece] = []

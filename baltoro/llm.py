@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, Unpack, cast
 
@@ -22,7 +23,7 @@ from baltoro import choices, start
 from baltoro.answer import Admit, Answer, ChatReader, CompletionReader, Reader
 from baltoro.chat.call_ids import canonicalize
 from baltoro.chat.grammar import Grammar
-from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Piece
+from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Piece, Wishes
 from baltoro.chat.parser import Parser, fold
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from baltoro.engine.verbs import AnyEngine
 
 Item = TypeVar("Item")
+Asked = TypeVar("Asked", bound=Wishes)
 _Make = Callable[[Callable[[Step], None]], Request]  # sink -> request
 
 
@@ -74,22 +76,38 @@ class LLM:
     """One model behind one engine. Every method may be called from any thread."""
 
     def __init__(
-        self, engine: AnyEngine, tokenizer: Tokenizer, name: str, *, request_timeout_s: float | None = None
+        self,
+        engine: AnyEngine,
+        tokenizer: Tokenizer,
+        name: str,
+        *,
+        request_timeout_s: float | None = None,
+        draw_seeds: bool = False,
     ) -> None:
-        """request_timeout_s: what each request has from here to its end; then it ends with a DeadlineError."""
+        """request_timeout_s: what each request has from here to its end; then it ends with a DeadlineError.
+
+        draw_seeds: a request without a seed gets one that can be read from its answer's `wishes`, to be repeated.
+        """
         start.check_vocabulary(tokenizer, engine.vocab_size)
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
         self._request_timeout_s = request_timeout_s
+        self._draw_seeds = draw_seeds
         self._grammar = Grammar(tokenizer)
 
     @classmethod
     def open(
-        cls, model: str | Path = "nano", *, request_timeout_s: float | None = None, **settings: Unpack[Settings]
+        cls,
+        model: str | Path = "nano",
+        *,
+        request_timeout_s: float | None = None,
+        draw_seeds: bool = False,
+        **settings: Unpack[Settings],
     ) -> Self:
         """A checkpoint directory or a preset, loaded and running."""
-        return cls(*start.engine(model, **settings), str(model), request_timeout_s=request_timeout_s)
+        engine, tokenizer = start.engine(model, **settings)
+        return cls(engine, tokenizer, str(model), request_timeout_s=request_timeout_s, draw_seeds=draw_seeds)
 
     @classmethod
     def connect(
@@ -185,7 +203,7 @@ class LLM:
         messages, next_index = canonicalize(request.messages)
         prompt = render(messages, request.tools).ids(self.tokenizer)
         answers: list[tuple[_Make, ChatReader]] = []
-        for wishes in choices.split(request, n):
+        for wishes in self._split(request, n):
             constraint = self._grammar.compile(
                 request.tools,
                 request.tool_choice,
@@ -203,8 +221,13 @@ class LLM:
         prompt = self.encode(given) if isinstance(given, str) else list(given)
         return [
             (self._make(prompt, wishes, None), CompletionReader(prompt, wishes, self.tokenizer))
-            for wishes in choices.split(request, n)
+            for wishes in self._split(request, n)
         ]
+
+    def _split(self, request: Asked, n: int) -> list[Asked]:
+        if self._draw_seeds and request.seed is None:
+            request = replace(request, seed=secrets.randbits(63))
+        return choices.split(request, n)
 
     def _make(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, constraint: Constraint | None) -> _Make:
         room = self.max_context - len(prompt)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from baltoro.cli import journaling
 from baltoro.cli.access import Access
 from baltoro.cli.app import app
 from baltoro.cli.options import (
@@ -28,6 +29,7 @@ from baltoro.cli.options import (
     WeightFormat,
 )
 from baltoro.errors import BaltoroError, RequestError
+from baltoro.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from baltoro.chat.messages import Tool
@@ -53,6 +55,7 @@ def _open(
     prefix_cache: bool = True,
     prefix_dir: Path | None = None,
     prefix_disk_bytes: int | None = None,
+    draw_seeds: bool = False,
 ) -> LLM:
     from baltoro.llm import LLM
     from baltoro.start import PREFIX_DISK_BYTES
@@ -74,6 +77,7 @@ def _open(
         prefix_cache=prefix_cache,
         prefix_dir=prefix_dir,
         prefix_disk_bytes=prefix_disk_bytes or PREFIX_DISK_BYTES,
+        draw_seeds=draw_seeds,
     )
     typer.echo(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens", err=True)
     if store := llm.engine.store:
@@ -157,6 +161,23 @@ def serve(
         typer.Option(metavar="MONEY", help="Of prompt tokens known from before. [default: as --price-input]"),
     ] = None,
     price_output: Annotated[str | None, typer.Option(metavar="MONEY", help="Of tokens that are generated.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write down every request and answer: `baltoro replay`.")
+    ] = None,
+    journal_content: Annotated[
+        bool, typer.Option("--journal-content", help="Bodies and texts too, not token ids alone.")
+    ] = False,
+    journal_redact: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Takes a record (a dict), returns what is written, or None."),
+    ] = None,
+    journal_size: Annotated[
+        int | None,
+        typer.Option(metavar="SIZE", parser=parse_bytes, help="The most that DIR may take. [default: 10GiB]"),
+    ] = None,
+    journal_days: Annotated[
+        float | None, typer.Option(min=0, help="How long what was written is kept. [default: no limit]")
+    ] = None,
     insecure_no_keys: Annotated[
         bool, typer.Option("--insecure-no-keys", help="Listen on other networks than loopback without asking for keys.")
     ] = False,
@@ -181,6 +202,9 @@ def serve(
     access.check(all(map(listen.is_loopback, sockets)))
     names = tuple(served_model_name or default_names(model))
     accounts = access.accounts(names)
+    writing = journaling.opened(
+        journal, content=journal_content, redact=journal_redact, most_bytes=journal_size, most_days=journal_days
+    )
     if upstream:
         local = {"max-running": max_running, "max-waiting": max_waiting, "request-timeout": request_timeout,
                  "stuck-after": stuck_after,
@@ -199,19 +223,23 @@ def serve(
             format=format,
             expert_memory=expert_memory, trace=trace, trace_steps=trace_steps,
             prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache, prefix_disk_bytes=prefix_cache_size,
+            draw_seeds=writing is not None,
         )  # fmt: skip
     with closing(opened) as llm:
         served = Served(llm=llm, names=names)
         url = listen.url(host, sockets[0])
         typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
         try:
+            record = writing and writing.around(model, llm)
             cut = listen.run(
-                create_app(served, accounts), sockets, grace_s=grace, drain_s=drain, draining=served.draining,
+                create_app(served, accounts, record), sockets, grace_s=grace, drain_s=drain, draining=served.draining,
                 leave=llm.engine.dead if exit_on_fault else None,
             )  # fmt: skip
         finally:
             if accounts is not None:
                 accounts.close()
+            if writing is not None:
+                writing.close()
         fault = llm.unhealthy() if llm.engine.dead.is_set() else None
     if fault is not None:
         if llm.engine.stuck:  # Python would wait for threads that never end

@@ -180,6 +180,7 @@ class Visit:
     """One HTTP request of a key, between entering and leaving."""
 
     def __init__(self, account: Account) -> None:
+        self.name = account.key.name
         self._account = account
         self._prompts: list[Sequence[Progress]] = []  # the answers to each
         self._held_tokens = self._held_cost = 0

@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -108,8 +108,10 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Json]) -> 
         await asyncio.gather(working, leaving, return_exceptions=True)
 
 
-def create_app(served: Served, accounts: Accounts | None = None) -> ASGIApp:
-    """accounts: who may ask, and what each of them uses; None: everybody may."""
+def create_app(
+    served: Served, accounts: Accounts | None = None, record: Callable[[ASGIApp], ASGIApp] | None = None
+) -> ASGIApp:
+    """accounts: who may ask, and what each of them uses; None: everybody may. record: puts a Recording around."""
     http = metrics.HttpCounts()
 
     def refuse(request: Request, error: BaltoroError) -> Response:
@@ -213,7 +215,8 @@ def create_app(served: Served, accounts: Accounts | None = None) -> ASGIApp:
         app.include_router(each)
     routes = [route.path for each in routers for route in each.routes if isinstance(route, APIRoute)]
     gated = Gate(app, accounts, refuse) if accounts is not None else app
-    return RequestIds(metrics.Counting(gated, http, routes))
+    recorded = record(gated) if record is not None else gated
+    return RequestIds(metrics.Counting(recorded, http, routes))
 
 
 async def _opened(stack: AsyncExitStack, sources: list[AsyncGenerator[Item]]) -> list[AsyncGenerator[Item]]:

@@ -7,12 +7,13 @@ is the same whether the client has read all of it or left in the middle.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from baltoro.answer import Admit
+from baltoro.answer import Admit, Progress
 from baltoro.errors import AccessError, AccountsError, BaltoroError, EngineError
 from baltoro.server import keys
 from baltoro.server.accounts import Visit
@@ -25,10 +26,29 @@ OPEN = frozenset({"/", "/health", "/ready"})  # for whoever starts, stops and ba
 Refuse = Callable[[Request, BaltoroError], Response]  # an error in the words of the dialect that was spoken
 
 
+class Observer(Protocol):
+    """A visit, and a recorder where there is a journal."""
+
+    def admit(self, answers: Sequence[Progress]) -> None: ...
+
+
 def admission(request: Request) -> Admit | None:
-    """What a route gives to the model with a prompt, so that its key is charged. None: this server asks for no keys."""
-    visit: Visit | None = getattr(request.state, "visit", None)
-    return None if visit is None else visit.admit
+    """What a route gives to the model with a prompt, so that its key is charged and the journal hears of it."""
+    found: list[Observer] = [
+        getattr(request.state, each) for each in ("visit", "recorder") if hasattr(request.state, each)
+    ]
+
+    def admit(answers: Sequence[Progress]) -> None:
+        for each in found:
+            each.admit(answers)
+
+    return admit if found else None
+
+
+def key_name(state: Mapping[str, Any]) -> str | None:
+    """Whose key a request came with. state: of its scope"""
+    visit: Visit | None = state.get("visit")
+    return None if visit is None else visit.name
 
 
 class Gate:
