@@ -44,10 +44,10 @@ class Difference:
 
 
 def said(answer: Record) -> Said:
-    """Of a record's answer; without content its text and calls are not known."""
-    return Said(
-        token_ids=answer.get("token_ids"), text=answer.get("text"), calls=answer.get("calls"), finish=answer["finish"]
-    )
+    """Of a record's answer. Text and calls are not known without content, and not whole of one that was given up."""
+    whole = answer["finish"] is not None
+    text, calls = (answer.get(name) if whole else None for name in ("text", "calls"))
+    return Said(token_ids=answer["token_ids"], text=text, calls=calls, finish=answer["finish"])
 
 
 def compare(
@@ -59,14 +59,12 @@ def compare(
     schemas: Mapping[str, Json] | None = None,
 ) -> Difference:
     """prompts: the ids that the request became this time; None: not known. schemas: arguments' by name of a tool."""
-    before = [said(answer) for prompt in record["prompts"] for answer in prompt["answers"]]
-    pairs = list(zip(before, replayed, strict=False))
-    told = len(before) == len(replayed)
-    places = [
-        _first_difference(a.token_ids, b.token_ids)
-        for a, b in pairs
-        if a.token_ids is not None and b.token_ids is not None
-    ]
+    recorded = [said(answer) for prompt in record["prompts"] for answer in prompt["answers"]]
+    pairs = list(zip(recorded, replayed, strict=False))
+    told = len(recorded) == len(replayed)
+    ids = [(a, a.token_ids, b.token_ids) for a, b in pairs if a.token_ids is not None and b.token_ids is not None]
+    # Of an answer that was given up only the beginning is known.
+    places = [_first_difference(a, b[: len(a)] if before.finish is None else b) for before, a, b in ids]
     known = len(places) == len(pairs)
     recorded_prompts = [prompt["prompt_ids"] for prompt in record["prompts"]]
     return Difference(

@@ -1,9 +1,10 @@
 """Ask again what a journal says was asked, of a server or of a model loaded here.
 
-With its body a request is sent as it came, whole instead of streamed, with the seed that it had. Without, its token ids
-go to /v1/completions: no grammar there, so calls may differ that a grammar held. As many tokens are asked for as there
-were. A model that is loaded here keeps a journal of its own, so that every dialect's answers are compared token by
-token; of a server that much is known only where it answers with token ids.
+A chat whose body is known is sent as it came, whole instead of streamed, with the seed that it had. Otherwise token ids
+go to /v1/completions, for as many tokens as there were: there no grammar keeps answers from markers and calls that are
+wrong, as it does in chats, so a weak model's answers may differ. A model that is loaded here keeps a journal of its
+own, so that its chats are compared token by token too, and other dialects' as they came; of a server that much is known
+only where it answers with token ids.
 """
 
 from __future__ import annotations
@@ -37,50 +38,51 @@ class Replay:
         self._kept = kept
 
     async def ask(self, record: Record) -> Difference:
-        path, body = question(record, self._model, here=self._kept is not None)
+        answers: list[Said] = []
+        prompts: list[list[int]] = []
         began_s = time.monotonic()
-        try:
-            response = await self._client.post(path, json=body, headers={"x-request-id": record["id"]})
-        except httpx2.HTTPError as error:
-            raise BaltoroError(f"{self._client.base_url}{path}: {error}", hint="is the server there?") from error
+        for path, body in questions(record, self._model, here=self._kept is not None):
+            try:
+                response = await self._client.post(path, json=body, headers={"x-request-id": record["id"]})
+            except httpx2.HTTPError as error:
+                raise BaltoroError(f"{self._client.base_url}{path}: {error}", hint="is the server there?") from error
+            if response.status_code != 200:
+                error = f"{response.status_code}: {response.text[:200]}"
+                return _failed(record, time.monotonic() - began_s, error)
+            if self._kept is None:
+                answers += answers_of(path, response.json())
+                continue
+            for prompt in self._kept.pop(record["id"])["prompts"]:
+                answers += map(said, prompt["answers"])
+                prompts.append(prompt["prompt_ids"])
         seconds = time.monotonic() - began_s
-        if response.status_code != 200:
-            return _failed(record, seconds, f"{response.status_code}: {response.text[:200]}")
         declared = schemas(record["body"]) if "body" in record else None
-        if self._kept is not None:
-            again = self._kept.pop(record["id"])
-            answers = [said(answer) for prompt in again["prompts"] for answer in prompt["answers"]]
-            prompts = [prompt["prompt_ids"] for prompt in again["prompts"]]
-            return compare(record, answers, seconds=seconds, prompts=prompts, schemas=declared)
-        return compare(record, answers_of(path, response.json()), seconds=seconds, schemas=declared)
+        known = None if self._kept is None else prompts
+        return compare(record, answers, seconds=seconds, prompts=known, schemas=declared)
 
 
-def question(record: Record, model: str, *, here: bool) -> tuple[str, Record]:
-    """The path and the body that ask for a record's answer once more. here: of our own server, which knows all."""
+def questions(record: Record, model: str, *, here: bool) -> list[tuple[str, Record]]:
+    """Paths and bodies that ask for a record's answers once more. here: of a model whose records we get ourselves."""
     path: str = record["path"]
-    seed = record["prompts"][0]["answers"][0]["seed"]
-    if "body" in record and (here or path in (CHAT, COMPLETIONS)):
+    if "body" in record and (path == CHAT or (here and path != COMPLETIONS)):
         body = {name: value for name, value in record["body"].items() if name not in ("stream", "stream_options")}
-        body["model"] = model
-        if path in (CHAT, COMPLETIONS) and seed is not None:
+        seed = record["prompts"][0]["answers"][0]["seed"]
+        if path == CHAT and seed is not None:
             body["seed"] = seed
-        if path == COMPLETIONS:
-            body["return_token_ids"] = True
-        return path, body
-    prompts = record["prompts"]
-    longest = max(len(answer["token_ids"]) for prompt in prompts for answer in prompt["answers"])
-    sampling = {name: value for name, value in prompts[0]["sampling"].items() if name not in _NOT_SENT}
-    body = {
-        "model": model,
-        "prompt": [prompt["prompt_ids"] for prompt in prompts],
-        "max_tokens": max(1, longest),
-        "n": len(prompts[0]["answers"]),
-        "return_token_ids": True,
-        **sampling,
-    }
-    if "min_tokens" in sampling:
-        body["min_tokens"] = min(sampling["min_tokens"], longest)
-    return COMPLETIONS, body if seed is None else body | {"seed": seed}
+        return [(path, body | {"model": model})]
+    return [(COMPLETIONS, _by_ids(prompt, model)) for prompt in record["prompts"]]
+
+
+def _by_ids(prompt: Record, model: str) -> Record:
+    """Every prompt alone: each had a seed of its own."""
+    answers = prompt["answers"]
+    longest = max(1, *(len(answer["token_ids"]) for answer in answers))
+    body: Record = {"model": model, "prompt": prompt["prompt_ids"], "n": len(answers), "max_tokens": longest}
+    body |= {name: value for name, value in prompt["sampling"].items() if name not in _NOT_SENT}
+    body["return_token_ids"] = True
+    if "min_tokens" in body:
+        body["min_tokens"] = min(body["min_tokens"], longest)
+    return body if answers[0]["seed"] is None else body | {"seed": answers[0]["seed"]}
 
 
 def answers_of(path: str, document: Any) -> list[Said]:
@@ -94,8 +96,9 @@ def answers_of(path: str, document: Any) -> list[Said]:
             text, ids = message.get("content"), choice.get("token_ids")
             found.append(Said(token_ids=ids, text=text, calls=told, finish=choice["finish_reason"]))
         else:
-            ids = choice.get("token_ids")
-            found.append(Said(token_ids=ids, text=choice["text"], calls=None, finish=choice["finish_reason"]))
+            ids = choice.get("token_ids")  # where they are told the text says no more, and has markers left out
+            text = choice["text"] if ids is None else None
+            found.append(Said(token_ids=ids, text=text, calls=None, finish=choice["finish_reason"]))
     return found
 
 

@@ -131,6 +131,7 @@ def test_a_budget_that_is_used_up_lets_nobody_in_whoever_used_it(budget: str) ->
         mine.enter()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 100), st.booleans()), max_size=20))
 def test_what_was_written_already_is_not_counted_twice(requests: list[tuple[int, bool]]) -> None:
     """After each request the database is read, which knows those that were written until then."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baltoro.server import keys
@@ -24,6 +24,7 @@ def test_what_is_kept_is_a_hash_that_nothing_shows() -> None:
     assert secret[24:] not in repr(key) and repr(key.digest) not in repr(key)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80))
 def test_another_text_is_another_key(text: str) -> None:
     secret, _ = keys.make()
@@ -32,6 +33,7 @@ def test_another_text_is_another_key(text: str) -> None:
     assert keys.id_of(text) is None
 
 
+@settings(deadline=None)
 @given(st.integers(0, 66), st.characters())
 def test_a_key_with_one_character_changed_is_not_it(place: int, character: str) -> None:
     secret, _ = keys.make()

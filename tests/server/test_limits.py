@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baltoro.server.limits import Window
@@ -16,6 +16,7 @@ def brute_room(limit: int, held: int, log: list[tuple[int, int]], now: int) -> i
     return limit - held - sum(amount for then, amount in log if now - MINUTE < then <= now)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.lists(st.tuples(PAUSES, st.integers(0, 8)), max_size=60))
 def test_no_minute_ever_has_more_than_the_limit(limit: int, wishes: list[tuple[int, int]]) -> None:
     window, now, admitted = Window(limit), 0, list[tuple[int, int]]()
@@ -29,6 +30,7 @@ def test_no_minute_ever_has_more_than_the_limit(limit: int, wishes: list[tuple[i
         assert sum(amount for then, amount in admitted if begin <= then < begin + MINUTE) <= limit
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 20),
     st.lists(st.tuples(PAUSES, st.integers(-8, 8), st.integers(0, 20)), max_size=40),

@@ -7,7 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baltoro.chat.messages import Usage
@@ -27,6 +27,7 @@ MONEY = st.decimals(0, 10**6, places=3)
 COUNT = st.integers(0, 10**9)
 
 
+@settings(deadline=None)
 @given(st.tuples(MONEY, MONEY, MONEY), COUNT, COUNT, COUNT)
 def test_a_bill_is_the_exact_sum_rounded_up_once(each: tuple, computed: int, cached: int, generated: int) -> None:
     price = prices.Price(input=each[0], cached_input=each[1], output=each[2])
@@ -36,6 +37,7 @@ def test_a_bill_is_the_exact_sum_rounded_up_once(each: tuple, computed: int, cac
     assert price.cost(usage) == math.ceil(exact * 10**9)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9 * 10**18))
 def test_an_amount_that_is_shown_reads_as_itself(nano: int) -> None:
     assert prices.money(prices.shown(nano)) == nano

@@ -128,7 +128,8 @@ def test_the_same_weights_say_the_same_again(recorded: list[Record], model: LLM)
     found = again(recorded, model)
     assert len(found) == 4
     for record, each in zip(recorded, found, strict=True):
-        constrained = "body" not in record and record is recorded[2]  # no grammar is known without its tools
+        # Random weights want to say control tokens, and only a chat that is known as one keeps them from it.
+        constrained = "body" not in record and record["path"] == "/v1/chat/completions"
         assert each.error is None
         assert each.same_tokens is True or constrained, each
         assert each.seconds[1] > 0
@@ -157,16 +158,16 @@ def test_a_server_is_asked_over_http(recorded: list[Record], model: LLM) -> None
     assert [each.error for each in found] == [None] * 4
     if "body" in recorded[0]:
         assert [each.same_tokens for each in found] == [None, None, None, True]  # chats are answered without ids
-        assert [each.same_text for each in found] == [True] * 4
+        assert [each.same_text for each in found] == [True, True, True, None]
         assert found[2].same_calls and found[2].valid_calls == (1, 1)
     else:
-        assert [each.same_tokens for each in found][:2] == [True, True]
+        assert found[3].same_tokens is True
 
 
 def test_a_client_that_leaves_is_recorded_with_what_there_was(
     model: LLM, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    raw = json.dumps(CHAT | {"stream": True, "max_tokens": 450, "ignore_eos": True}).encode()
+    raw = json.dumps(CHAT | {"stream": True, "max_tokens": 300, "ignore_eos": True}).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     with (
         recording(model, tiny_checkpoint, tmp_path, content=False) as address,
@@ -175,11 +176,13 @@ def test_a_client_that_leaves_is_recorded_with_what_there_was(
         connection.sendall(f"{head}Content-Length: {len(raw)}\r\n\r\n".encode() + raw)
         received = b""
         while received.count(b"data:") < 3:
-            received += connection.recv(4096)
+            piece = connection.recv(4096)
+            assert piece, received
+            received += piece
     (record,) = journal.read(tmp_path)
     (answer,) = record["prompts"][0]["answers"]
     assert answer["finish"] is None
-    assert 0 < len(answer["token_ids"]) < 450
+    assert 0 < len(answer["token_ids"]) < 300
 
 
 # -------------------------------------------------------------------------------------------- comparing
