@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +17,9 @@ from baltoro.answer import Admit, Progress
 from baltoro.errors import AccessError, AccountsError, BaltoroError, EngineError
 from baltoro.server import keys
 from baltoro.server.accounts import Visit
-from baltoro.server.books import Accounts
+
+if TYPE_CHECKING:
+    from baltoro.server.books import Accounts  # a database's library comes with it
 
 _log = logging.getLogger(__name__)
 
