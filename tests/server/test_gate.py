@@ -25,7 +25,7 @@ from baltoro.server.books import Books, OneKey
 from baltoro.server.gate import OPEN
 from baltoro.server.keys import Key, Limits
 from baltoro.server.prices import Price
-from baltoro.server.store import Line, Store
+from baltoro.server.store import Line, Spending, Store
 from tests.server.conftest import Address, serving
 from tests.server.script import USAGE, Script
 
@@ -288,6 +288,20 @@ def test_a_budget_that_is_used_up_is_insufficient_quota_and_not_tried_again(guar
     assert "0.00003" in refused.value.message
     assert len(guarded.script.requests) == before
     assert guarded.address.http.get("/v1/models", headers={"x-api-key": secret}).status_code == 200
+
+
+def test_a_budget_is_what_was_used_here_and_elsewhere_each_once(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounting, "FRESH_S", -1.0)  # the database is read for every request
+    secret = guarded.key("shared", token_budget=130)  # a request is 11 + 2 tokens
+    assert [guarded.post(secret).status_code for _ in range(5)] == [200] * 5
+    elsewhere = Spending(
+        key_id=forms.id_of(secret) or "", day="2020-01-01", model="other", requests=1, prompt_tokens=20,
+        cached_tokens=0, completion_tokens=6, cost=0,
+    )  # fmt: skip
+    guarded.store.spend([elsewhere])
+    assert [guarded.post(secret).status_code for _ in range(5)] == [200] * 3 + [429] * 2  # 91, 104, 117, 130
 
 
 def test_a_key_for_another_model_is_forbidden(guarded: Guarded) -> None:
