@@ -314,4 +314,5 @@ def event(data: Json) -> str:
 def error_json(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Json]:
     """OpenAI's envelope. The official client chooses its exception by the status, not by `type`."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = code if code == "insufficient_quota" else kind
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Body, Request, Response
 
 from baltoro.server import completions, loosened, openai, openai_writer
 from baltoro.server.body import JsonRoute
+from baltoro.server.gate import admission
 from baltoro.server.replies import EventStream, opened, while_connected
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def router(served: Served) -> APIRouter:
         writer = openai_writer.Writer(body.model, served.fingerprint, wanted.logprobs)
         headers = await loosened.headers(served.llm, wanted)
         async with AsyncExitStack() as sources:
-            deltas = await opened(sources, served.llm.astream_choices(wanted, body.n or 1))
+            deltas = await opened(sources, served.llm.astream_choices(wanted, body.n or 1, admission(request)))
             if body.stream:
                 events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
                 answer = EventStream(request, events, sources.pop_all())
@@ -44,8 +45,11 @@ def router(served: Served) -> APIRouter:
         n, scored = body.n or 1, body.logprobs is not None
         writer = completions.Writer(body.model, served.fingerprint, prompt_ids, n=n, logprobs=scored)
         async with AsyncExitStack() as sources:
+            admit = admission(request)
             pieces = [  # a refusal of the third closes the first two
-                piece for each in requests for piece in await opened(sources, served.llm.astream_completions(each, n))
+                piece
+                for each in requests
+                for piece in await opened(sources, served.llm.astream_completions(each, n, admit))
             ]
             if not body.stream:
                 return await while_connected(request, writer.whole(pieces))

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Body, Request, Response
 from baltoro.errors import RequestError
 from baltoro.server import loosened, responses, responses_writer
 from baltoro.server.body import JsonRoute
+from baltoro.server.gate import admission
 from baltoro.server.replies import EventStream, opened, while_connected
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def router(served: Served) -> APIRouter:
         async with AsyncExitStack() as sources:
             try:
                 headers = await loosened.headers(served.llm, asked.request)
-                (deltas,) = await opened(sources, served.llm.astream_choices(asked.request, 1))
+                (deltas,) = await opened(sources, served.llm.astream_choices(asked.request, 1, admission(request)))
             except RequestError as error:
                 raise asked.told(error) from error
             if body.stream:
