@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import signal
 import socket
 import threading
@@ -63,6 +64,11 @@ def bind(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether only programs of this machine reach it."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+
+
 def port_of(bound: socket.socket) -> int:
     return bound.getsockname()[1]
 
@@ -90,8 +96,23 @@ class _Server(uvicorn.Server):
 
     cut = 0  # requests that were running when the process left
 
+    def __init__(self, config: uvicorn.Config, drain_s: float, draining: threading.Event) -> None:
+        super().__init__(config)
+        self._drain_s = drain_s
+        self._draining = draining
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        again = self._draining.is_set()
+        self._draining.set()
+        if sig == signal.SIGTERM and self._drain_s and not again:
+            last = threading.Timer(self._drain_s, self._leave)
+            last.daemon = True
+            last.start()
+            return
         self.force_exit = self.should_exit or sig == signal.SIGINT
+        self.should_exit = True
+
+    def _leave(self) -> None:
         self.should_exit = True
 
     @contextmanager
@@ -114,10 +135,19 @@ def _stop_when(leave: threading.Event, server: uvicorn.Server) -> None:
     server.should_exit = True
 
 
-def run(app: ASGIApp, sockets: list[socket.socket], *, grace_s: int, leave: threading.Event | None = None) -> int:
+def run(
+    app: ASGIApp,
+    sockets: list[socket.socket],
+    *,
+    grace_s: int,
+    drain_s: float = 0.0,
+    draining: threading.Event | None = None,
+    leave: threading.Event | None = None,
+) -> int:
     """Serve until a signal, or until `leave` is set; `grace_s` is what running requests get to finish.
 
-    Returns how many were cut short.
+    Between SIGTERM and the last new request `drain_s` pass, in which `draining` is set and whoever balances servers
+    may notice; a second signal cuts that short. Returns how many requests were cut short.
     """
     for each in sockets:
         try:
@@ -127,7 +157,7 @@ def run(app: ASGIApp, sockets: list[socket.socket], *, grace_s: int, leave: thre
     config = uvicorn.Config(
         app, log_config=_LOGGING, timeout_graceful_shutdown=grace_s, server_header=False, lifespan="off", ws="none"
     )
-    server = _Server(config)
+    server = _Server(config, drain_s, draining or threading.Event())
     if leave is not None:
         threading.Thread(target=_stop_when, args=(leave, server), name="baltoro-leave", daemon=True).start()
     server.run(sockets)
