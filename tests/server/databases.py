@@ -35,19 +35,21 @@ def postgres(folder: Path) -> Iterator[str]:
     data, secret = folder / "data", folder / "password"
     secret.write_text(PASSWORD)
     secret.chmod(0o644)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": folder, **owner}
-    subprocess.run(
-        [initdb, "-D", data, "-U", "baltoro", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync", "-E", "UTF8"],
-        check=True, **quiet,  # type: ignore[call-overload]
-    )  # fmt: skip
+
+    def run(program: Path, *options: str | Path) -> None:
+        done = subprocess.run(  # type: ignore[call-overload]
+            [program, "-D", data, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=folder, **owner
+        )
+        assert done.returncode == 0, done.stderr.decode(errors="replace")
+
+    run(initdb, "-U", "baltoro", "-A", "scram-sha-256", f"--pwfile={secret}", "--no-sync", "-E", "UTF8")
     control = initdb.with_name("pg_ctl")
-    options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
-    begin = [control, "-D", data, "-w", "-o", options, "-l", folder / "log", "start"]
-    subprocess.run(begin, check=True, **quiet)  # type: ignore[call-overload]
+    settings = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=off"
+    run(control, "-w", "-o", settings, "-l", folder / "log", "start")
     try:
         yield f"postgresql://baltoro:{PASSWORD}@/postgres?host={folder}"
     finally:
-        subprocess.run([control, "-D", data, "-m", "immediate", "stop"], check=True, **quiet)  # type: ignore[call-overload]
+        run(control, "-m", "immediate", "stop")
 
 
 def _program(name: str) -> Path | None:
