@@ -25,7 +25,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,12 +62,13 @@ class Server:
                 self._wait(child, log)
                 yield self.url
             finally:
-                os.killpg(child.pid, signal.SIGTERM)
-                try:
-                    child.wait(30)
-                except subprocess.TimeoutExpired:
-                    os.killpg(child.pid, signal.SIGKILL)
-                    child.wait()
+                with suppress(ProcessLookupError):  # it has ended by itself
+                    os.killpg(child.pid, signal.SIGTERM)
+                    try:
+                        child.wait(30)
+                    except subprocess.TimeoutExpired:
+                        os.killpg(child.pid, signal.SIGKILL)
+                        child.wait()
 
     def _wait(self, child: subprocess.Popen[bytes], log: tempfile._TemporaryFileWrapper[bytes]) -> None:
         until = time.monotonic() + START_S

@@ -7,7 +7,7 @@ DIR: the folder of BFCL_v4_*.json files. Each item's functions are declared as O
 table, dots in names replaced), its first question is asked, and each call that comes back is parsed and compared with
 its schema by `jsonschema`: under `auto`, `required`, by name, `none`, and `required` without parallel calls. A call
 that max_tokens cut is no call: its answer says "length". `--random`: nano's shape with untrained weights, the hardest
-case, for it hardly ever closes a string by itself. `--cost`: answers of fixed length with tools beside some without.
+case, for it hardly ever closes a string by itself. `--cost`: chats with tools beside completions of the same ids.
 Prints a JSON line; the exit code is 1 where a call was not valid.
 """
 
@@ -37,6 +37,11 @@ import jsonschema
 sys.path.insert(0, str(Path(__file__).parent))
 import load
 import serve
+
+from baltoro.chat.template import render
+from baltoro.chat.tokenizer import Tokenizer
+from baltoro.config import resolve
+from baltoro.server.openai import ChatBody, chat_request
 
 Json = Any
 TYPES = {
@@ -143,22 +148,27 @@ async def check(url: str, chosen: list[tuple[str, list[Json], list[Json]]], give
 
 
 def cost(url: str, chosen: list[tuple[str, list[Json], list[Json]]], given: argparse.Namespace) -> Json:
-    """Output tokens a second of text that may become a call at any token, beside text that may not."""
-    _, messages, tools = chosen[0]
-    found: dict[str, list[float]] = {"auto": [], "none": []}
-    for round_ in range(5):
-        for mode, rates in found.items():
-            bodies = [
-                body(messages, tools, mode, given, seed) | {"max_tokens": 128, "ignore_eos": True, "stream": True}
-                | {"stream_options": {"include_usage": True}, "temperature": 1.0}
-                for seed in range(4 * given.streams * round_, 4 * given.streams * (round_ + 1))
-            ]  # fmt: skip
-            rates.append(load.run(url, bodies, given.streams).report()["output_tokens_per_s"])
-    return {mode: median(rates) for mode, rates in found.items()}
+    """Output tokens a second of answers that may become a call at any token, beside completions of the same ids."""
+    words = Tokenizer.open(resolve(given.model))
+    pairs: list[tuple[Json, Json]] = []
+    for seed, (_, messages, tools) in enumerate(chosen[: 4 * given.streams]):
+        asked = body(messages, tools, "auto", given, seed)
+        asked |= {"max_tokens": 128, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
+        chat = ChatBody.model_validate(asked)
+        prompt = render(chat_request(chat).messages, chat_request(chat).tools).ids(words)
+        free = {name: value for name, value in asked.items() if name not in ("messages", "tools", "tool_choice")}
+        pairs.append((asked, free | {"prompt": prompt}))
+    paths = {"constrained": f"{url}/v1/chat/completions", "free": f"{url}/v1/completions"}
+    found: dict[str, list[float]] = {kind: [] for kind in paths}
+    for _ in range(6):  # the first computes the prompts, the others find them
+        for place, (kind, path) in enumerate(paths.items()):
+            report = load.run(path, [pair[place] for pair in pairs], given.streams).report()
+            found[kind].append(report["output_tokens_per_s"])
+    return {kind: median(rates[1:]) for kind, rates in found.items()}
 
 
 def untrained(folder: Path) -> Path:
-    from baltoro.config import ModelConfig, resolve
+    from baltoro.config import ModelConfig
     from baltoro.model.load import initialise, save
 
     nano = resolve("nano")
@@ -192,9 +202,8 @@ def main() -> None:
             command = [sys.executable, "-m", "baltoro", "serve", model, "--port", str(given.port)]
             command += ["--upstream", given.upstream] if given.upstream else []
             url = opened.enter_context(serve.Server("baltoro", command, given.port).running())
-        url += "/v1/chat/completions"
         began = time.perf_counter()
-        found = asyncio.run(check(url, every[: given.items], given))
+        found = asyncio.run(check(f"{url}/v1/chat/completions", every[: given.items], given))
         seconds = time.perf_counter() - began
         costs = cost(url, every, given) if given.cost else None
     machine = {"machine": platform.machine(), "cores": os.cpu_count()}

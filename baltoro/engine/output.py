@@ -18,6 +18,7 @@ from baltoro.engine import logprobs, sampler
 from baltoro.engine.observe import Observer
 from baltoro.engine.orders import Orders
 from baltoro.engine.request import FinishReason, Step
+from baltoro.engine.sampler import PlainRow
 from baltoro.engine.scheduler import Scheduler
 from baltoro.engine.sequence import Chunk, Sequence
 from baltoro.errors import EngineError
@@ -77,30 +78,35 @@ class Output:
         return tell(sequence, step)
 
     def _choose_plain(self, chunks: list[Chunk], logits: NDArray[np.float32]) -> list[int | None]:
-        """For each row the token that comes there, if it does; None where that is to be chosen by itself."""
+        """For each row the token that comes there, if it does; None where that is to be chosen by itself.
+
+        What a constraint allows behind a guess is known only when that has been said.
+        """
         chosen: list[int | None] = [None] * len(logits)
-        rows: list[int] = []
-        temperatures: list[float] = []
-        draws: list[float] = []
+        if self._sampler.most < 2:
+            return chosen
+        wanted: list[PlainRow] = []
         row = 0
         for chunk in chunks:
             row += len(logprobs.prompt_rows(chunk))
             if not chunk.is_last:
                 continue
-            end, sequence = row + 1 + len(chunk.drafts), chunk.sequence
+            sequence, count = chunk.sequence, 1 + len(chunk.drafts)
             if sequence.plain:
-                temperature = sequence.request.sampling.temperature
-                rows += range(row, end)
-                temperatures += [temperature] * (end - row)
-                if temperature:
-                    draws += (sampler.uniform(sequence.seed, sequence.generated + index) for index in range(end - row))
-                else:
-                    draws += [0.0] * (end - row)
-            row = end
-        if len(rows) > 1:  # one alone is chosen faster by itself
-            some = logits if len(rows) == len(logits) else logits[rows]
-            for place, token in zip(rows, self._sampler.choose_plain(some, temperatures, draws), strict=True):
-                chosen[place] = token
+                constraint, temperature = sequence.request.constraint, sequence.request.sampling.temperature
+                mask = None
+                try:
+                    mask = None if constraint is None else constraint.mask()
+                except Exception:  # it is asked again when it is its turn, and fails for its own request
+                    row += count
+                    continue
+                for index in range(count if constraint is None else 1):
+                    draw = sampler.uniform(sequence.seed, sequence.generated + index) if temperature else 0.0
+                    wanted.append(PlainRow(row + index, mask, temperature, draw))
+            row += count
+        if len(wanted) > 1:  # one alone is chosen faster by itself
+            for each, token in zip(wanted, self._sampler.choose_plain(logits, wanted), strict=True):
+                chosen[each.row] = token
         return chosen
 
     def _listen(

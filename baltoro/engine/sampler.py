@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +54,15 @@ def is_plain(sampling: SamplingParams) -> bool:
     return greedy or (sampling.top_k == 0 and sampling.min_p == 0.0 and sampling.top_p == 1.0)
 
 
+class PlainRow(NamedTuple):
+    """What a row of logits is chosen with."""
+
+    row: int
+    mask: NDArray[np.bool_] | None  # True where a token is allowed; None: everywhere
+    temperature: float  # 0: the likeliest
+    draw: float  # as for `choose`
+
+
 class Sampler:
     """Chooses tokens for one thread: it keeps room for a few rows: new memory costs more than the arithmetic."""
 
@@ -60,25 +70,44 @@ class Sampler:
         self._room = np.empty(vocab_size, np.float32)
         self._rooms = np.empty((max(1, _AT_ONCE // vocab_size), vocab_size), np.float32)
 
-    def choose_plain(
-        self, logits: NDArray[np.float32], temperatures: Sequence[float], draws: Sequence[float]
-    ) -> list[int | None]:
-        """`choose` for each row of `logits` (n, V), where `is_plain` holds and nothing is masked or changed.
+    @property
+    def most(self) -> int:
+        """Rows that are chosen together, at most."""
+        return len(self._rooms)
 
-        temperatures: 0: the likeliest. None stands for a row of which `choose` knows what is wrong.
+    def choose_plain(self, logits: NDArray[np.float32], wanted: Sequence[PlainRow]) -> list[int | None]:
+        """`choose` for some rows of `logits` (., V), where `is_plain` holds and nothing but a mask changes them.
+
+        None stands for a row of which `choose` knows what is wrong.
         """
-        best = logits.argmax(1)
-        tops = logits[np.arange(len(logits)), best]
-        finite = np.isfinite(tops).tolist()
-        chosen: list[int | None] = [each if good else None for each, good in zip(best.tolist(), finite, strict=True)]
-        drawn = [row for row, temperature in enumerate(temperatures) if temperature and finite[row]]
-        for first in range(0, len(drawn), len(self._rooms)):
-            rows = drawn[first : first + len(self._rooms)]
-            room = self._rooms[: len(rows)]
-            np.subtract(logits[rows] if len(rows) < len(logits) else logits, tops[rows, None], out=room)
-            _exponentials(room, np.array([[temperatures[row]] for row in rows]))
-            wanted = np.array([draws[row] for row in rows])
-            for row, token in zip(rows, _draws(room.astype(np.float64), wanted), strict=True):
+        chosen: list[int | None] = []
+        for first in range(0, len(wanted), len(self._rooms)):
+            chosen += self._choose_some(logits, wanted[first : first + len(self._rooms)])
+        return chosen
+
+    def _choose_some(self, logits: NDArray[np.float32], wanted: Sequence[PlainRow]) -> list[int | None]:
+        room = self._rooms[: len(wanted)]
+        np.take(logits, [each.row for each in wanted], 0, out=room)
+        for row, each in zip(room, wanted, strict=True):
+            if each.mask is not None and each.mask.shape == row.shape:
+                np.copyto(row, np.float32(-np.inf), where=~each.mask)
+            elif each.mask is not None:
+                row[0] = np.nan  # for `choose`, which says what was expected
+        best = room.argmax(1)
+        tops = room[np.arange(len(room)), best]
+        finite = np.isfinite(tops)
+        chosen: list[int | None] = [
+            each if good else None for each, good in zip(best.tolist(), finite.tolist(), strict=True)
+        ]
+        temperatures = np.array([each.temperature for each in wanted])
+        drawn = np.flatnonzero((temperatures > 0.0) & finite)
+        if len(drawn):
+            if len(drawn) < len(room):
+                room = room[drawn]
+            room -= tops[drawn, None]
+            _exponentials(room, temperatures[drawn, None])
+            draws = np.array([wanted[row].draw for row in drawn.tolist()])
+            for row, token in zip(drawn.tolist(), _draws(room.astype(np.float64), draws), strict=True):
                 chosen[row] = token
         return chosen
 

@@ -25,7 +25,7 @@ class Sequence:
     cached: int = 0  # tokens whose latents lie in its pages
     work: int = 0  # tokens that it had to compute when it was admitted
     scored: int = 0  # positions of the prompt after which the next token's log-probability has been reported
-    plain: bool = False  # nothing is ever masked, changed or cut from its logits
+    plain: bool = False  # nothing is changed or cut from its logits, but for what its constraint forbids
     drafter: Drafter | None = None  # guesses what comes next
     reused: int | None = None  # of these, prompt tokens that it found there when it first ran
     restore: Restore | None = None  # pages that it waits for
@@ -37,7 +37,7 @@ class Sequence:
     @classmethod
     def of(cls, request: Request, *, speculate: bool) -> Self:
         seed, penalties = request.sampling.seed, Penalties.of(request.sampling, request.prompt)
-        free = request.constraint is None and penalties is None and not request.sampling.min_tokens
+        free = penalties is None and not request.sampling.min_tokens
         return cls(
             request,
             list(request.prompt),

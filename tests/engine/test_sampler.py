@@ -249,16 +249,24 @@ def test_rows_chosen_together_are_those_chosen_alone(vocabulary):
     logits[8, 1:] = -np.inf
     temperatures = rng.choice([0.0, 1e-38, 0.3, 0.6, 1.0, 50.0], rows).tolist()
     draws = [1.0 - 2.0**-53, 0.0, *rng.random(rows - 2).tolist()]
+    masks = [None if row % 3 else rng.random(vocabulary) < 0.5 for row in range(rows)]
+    masks[5] = masks[6] = masks[7] = None
+    masks[9], masks[12] = np.zeros(vocabulary, bool), np.ones(3, bool)
+    wanted = [sampler.PlainRow(*each) for each in zip(range(rows), masks, temperatures, draws, strict=True)]
+    wanted = [wanted[row] for row in rng.permutation(rows)[:60]] + [wanted[row] for row in (5, 6, 7, 9, 12)]
     chooser, single = sampler.Sampler(vocabulary), sampler.Sampler(vocabulary)
-    together = chooser.choose_plain(logits, temperatures, draws)
-    assert together[5:8] == [None, None, None]
-    for row, token in enumerate(together):
+    together = chooser.choose_plain(logits, wanted)
+    assert together[-5:] == [None] * 5
+    for each, token in zip(wanted, together, strict=True):
         if token is not None:
-            sampling = params(temperature=temperatures[row])
-            assert token == single.choose(logits[row], sampling, mask=None, draw=draws[row])
+            sampling = params(temperature=each.temperature)
+            assert token == single.choose(logits[each.row], sampling, mask=each.mask, draw=each.draw)
             assert type(token) is int
+        else:
+            with pytest.raises(EngineError):
+                single.choose(logits[each.row], params(), mask=each.mask, draw=each.draw)
     for size in (1, 2, 33):
-        assert chooser.choose_plain(logits[:size], temperatures[:size], draws[:size]) == together[:size]
+        assert chooser.choose_plain(logits, wanted[:size]) == together[:size]
 
 
 def test_a_nucleus_found_without_sorting_the_vocabulary_equals_the_full_sort():
