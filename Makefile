@@ -22,8 +22,8 @@ help:  ## this list
 
 install: $(VENV)/.ready  ## .venv with baltoro, ready to serve
 
-serve: $(VENV)/.ready  ## serve the embedded nano model (HOST, PORT, MODEL=DIR)
-	@exec $(VENV)/bin/baltoro serve $(MODEL) --host $(HOST) --port $(PORT)
+serve: $(VENV)/.ready  ## serve the embedded nano model (HOST, PORT, MODEL=DIR, ARGS="--keys")
+	@exec $(VENV)/bin/baltoro serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: $(VENV)/.ready-test  ## the test suite (ARGS="-k name -x")
 	$(PY) -m pytest $(ARGS)

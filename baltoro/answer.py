@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Generic, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, Protocol, TypeVar, cast
 
 from baltoro.chat.messages import (
     CallEnded,
@@ -24,7 +25,7 @@ from baltoro.chat.messages import (
     ToolCall,
     Usage,
 )
-from baltoro.chat.parser import IncompleteCall, Parser
+from baltoro.chat.parser import Folded, IncompleteCall, Parser, fold
 from baltoro.chat.stops import StopStrings
 from baltoro.chat.tokenizer import Detokenizer, Tokenizer
 from baltoro.engine.request import FinishReason as EngineFinish
@@ -47,19 +48,47 @@ class Answer:
     token_ids: tuple[int, ...]  # as generated, a stop token included
 
 
+class Progress(Protocol):
+    """How far an answer is, for who counts what it costs."""
+
+    @property
+    def max_tokens(self) -> int | None: ...  # that were asked for; None: what the context leaves
+
+    @property
+    def usage(self) -> Usage: ...  # until now, also of an answer that was given up
+
+
+# Hears of the answers to one prompt before any of them is submitted, and may refuse them by raising.
+Admit = Callable[[Sequence[Progress]], None]
+
+
 class Reader(ABC, Generic[Item]):
     """Belongs to the thread or the event loop that reads the answer."""
 
     def __init__(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, tokenizer: Tokenizer) -> None:
         self.prompt = prompt
+        self.wishes = wishes
+        self.max_tokens = wishes.max_tokens
         self.tokens: list[int] = []
         self.over = False
+        self.finish: FinishReason | None = None  # once it has one
+        self.first_s: float | None = None  # time.monotonic() when the first token was read
+        self._cached_tokens = 0
         self._tokenizer = tokenizer
         self._stops = StopStrings(wishes.stop)
         self._min_tokens = wishes.min_tokens
         self._nothing_wanted = wishes.max_tokens == 0  # the engine generates one token all the same
 
+    @property
+    def usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self.prompt), completion_tokens=len(self.tokens), cached_tokens=self._cached_tokens
+        )
+
     def read(self, step: Step) -> list[Item]:
+        self._cached_tokens = step.cached_tokens
+        if self.first_s is None and step.token is not None:
+            self.first_s = time.monotonic()
         if step.finish is EngineFinish.ERROR:
             self.over = True
             if isinstance(step.error, BaltoroError):
@@ -74,10 +103,8 @@ class Reader(ABC, Generic[Item]):
         if step.finish is not None or self._stops.found is not None:
             self.over = True
             reason = "stop" if self._stops.found is not None else self._reason(step.finish)
-            usage = Usage(
-                prompt_tokens=len(self.prompt), completion_tokens=len(self.tokens), cached_tokens=step.cached_tokens
-            )
-            items.append(cast("Item", Finished(reason, usage, self._stops.found)))
+            self.finish = reason
+            items.append(cast("Item", Finished(reason, self.usage, self._stops.found)))
         return items
 
     def _reason(self, finish: EngineFinish | None) -> FinishReason:
@@ -88,6 +115,10 @@ class Reader(ABC, Generic[Item]):
     def _cut(self, text: str) -> str:
         """What of the answer's next text is certain to stand before a stop string; none counts before min_tokens."""
         return text if len(self.tokens) <= self._min_tokens else self._stops.push(text)
+
+    @abstractmethod
+    def retold(self) -> Folded:
+        """Text and calls of the tokens until now, read once more; what follows a stop string included."""
 
     @abstractmethod
     def _push(self, step: Step) -> list[Item]:
@@ -106,14 +137,17 @@ class ChatReader(Reader[Delta]):
         self._num_calls = 0  # whole ones
         self._prompt_told = not request.tell_prompt
 
+    def retold(self) -> Folded:
+        parser = Parser(self._tokenizer, endless=self.wishes.ignore_eos)
+        return fold([delta for token in self.tokens for delta in parser.push(token)] + parser.finish())
+
     def _push(self, step: Step) -> list[Delta]:
         if step.token is None:
             return []
         told: list[Delta] = []
         if not self._prompt_told:
             self._prompt_told = True
-            usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=0, cached_tokens=step.cached_tokens)
-            told.append(PromptRead(usage))
+            told.append(PromptRead(replace(self.usage, completion_tokens=0)))
         if step.scored is not None:
             told.append(_likelihoods(step.scored, self._tokenizer))
         return told if step.finish is EngineFinish.STOP else told + self._until_stop(self.parser.push(step.token))
@@ -158,6 +192,9 @@ class CompletionReader(Reader[Piece]):
             tokenizer.tool_call_argument_begin,
             tokenizer.tool_call_end,
         }
+
+    def retold(self) -> Folded:
+        return Folded(self._tokenizer.decode(self.tokens), (), ())
 
     def _push(self, step: Step) -> list[Piece]:
         pieces: list[Piece] = []

@@ -11,6 +11,10 @@ BaltoroError              what is wrong, with the value; what was expected; what
 ├── EngineError           the engine failed or is shutting down; not the caller's fault
 │   ├── QueueFull         as many requests wait as may; later there is room again
 │   └── DeadlineError     a request was not done when its time was over
+├── AccountsError         the database of keys cannot be used, or what is asked of it makes no sense
+├── AccessError           who asks may not: no key, or a wrong one
+│   ├── ForbiddenError    a key that is right, and not for this model
+│   └── SpentError        a limit of the key is reached; some of them have room again later
 └── RequestError          one request cannot be honoured; the server answers 4xx
     ├── SchemaError       a tool's JSON schema or a response format cannot be compiled
     ├── ContextError      prompt and answer do not fit the context
@@ -72,6 +76,37 @@ class QueueFull(EngineError):
 
 class DeadlineError(EngineError):
     """The time that a request had is over; what it has said until then was told."""
+
+
+class AccountsError(BaltoroError):
+    """Keys and what they used cannot be read or written."""
+
+
+class AccessError(BaltoroError):
+    """Who asks may not. Neither `message` nor `hint` ever has the key that was sent."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
+class ForbiddenError(AccessError):
+    """The key is right, but not for what is asked."""
+
+    status = 403
+    code = "model_not_found"  # OpenAI's, for a model that a project has no access to
+
+
+class SpentError(AccessError):
+    """A limit of the key is reached. `retry_after_s`: when there is room again; None: not by waiting."""
+
+    status = 429
+
+    def __init__(self, message: str, *, hint: str = "", limit: str, retry_after_s: int | None) -> None:
+        """limit: requests, tokens, concurrent, or budget, which no wait fills up again"""
+        super().__init__(message, hint=hint)
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+        self.code = "insufficient_quota" if limit == "budget" else "rate_limit_exceeded"
 
 
 class RequestError(BaltoroError):

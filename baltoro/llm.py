@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import suppress
@@ -20,10 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self, TypeVar, Unpack, cast
 
 from baltoro import choices, start
-from baltoro.answer import Answer, ChatReader, CompletionReader, Reader
+from baltoro.answer import Admit, Answer, ChatReader, CompletionReader, Reader
 from baltoro.chat.call_ids import canonicalize
+from baltoro.chat.compiler import Loosened
 from baltoro.chat.grammar import Grammar
-from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Piece
+from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Piece, Wishes
 from baltoro.chat.parser import Parser, fold
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from baltoro.engine.verbs import AnyEngine
 
 Item = TypeVar("Item")
+Asked = TypeVar("Asked", bound=Wishes)
 _Make = Callable[[Callable[[Step], None], Callable[[], None] | None], Request]  # sink, told -> request
 
 
@@ -51,13 +54,19 @@ class ChatModel(Protocol):
 
     def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]: ...
 
-    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]: ...
+    def astream_choices(
+        self, request: ChatRequest, n: int, admit: Admit | None = None
+    ) -> list[AsyncGenerator[Delta]]: ...
 
     def complete(self, request: ChatRequest) -> Answer: ...
 
     def stream_completion(self, request: CompletionRequest) -> Generator[Piece]: ...
 
-    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]: ...
+    def astream_completions(
+        self, request: CompletionRequest, n: int, admit: Admit | None = None
+    ) -> list[AsyncGenerator[Piece]]: ...
+
+    def loosened(self, request: ChatRequest) -> list[Loosened]: ...  # see LLM
 
     def encode(self, text: str) -> list[int]: ...  # as a completion reads its prompt
 
@@ -74,27 +83,59 @@ class LLM:
     """One model behind one engine. Every method may be called from any thread."""
 
     def __init__(
-        self, engine: AnyEngine, tokenizer: Tokenizer, name: str, *, request_timeout_s: float | None = None
+        self,
+        engine: AnyEngine,
+        tokenizer: Tokenizer,
+        name: str,
+        *,
+        request_timeout_s: float | None = None,
+        loose_schemas: bool = False,
+        draw_seeds: bool = False,
     ) -> None:
-        """request_timeout_s: what each request has from here to its end; then it ends with a DeadlineError."""
+        """request_timeout_s: what each request has from here to its end; then it ends with a DeadlineError.
+
+        loose_schemas: a keyword that no grammar enforces is dropped, see `loosened`; else its request is refused.
+        draw_seeds: a request without a seed gets one that can be read from its answer's `wishes`, to be repeated.
+        """
         start.check_vocabulary(tokenizer, engine.vocab_size)
         self.engine = engine
         self.tokenizer = tokenizer
         self.name = name
         self._request_timeout_s = request_timeout_s
-        self._grammar = Grammar(tokenizer)
+        self._draw_seeds = draw_seeds
+        self._grammar = Grammar(tokenizer, loose=loose_schemas)
         self._mail: Mailbox[Step] | None = None  # of the event loop that read last
 
     @classmethod
     def open(
-        cls, model: str | Path = "nano", *, request_timeout_s: float | None = None, **settings: Unpack[Settings]
+        cls,
+        model: str | Path = "nano",
+        *,
+        request_timeout_s: float | None = None,
+        loose_schemas: bool = False,
+        draw_seeds: bool = False,
+        **settings: Unpack[Settings],
     ) -> Self:
         """A checkpoint directory or a preset, loaded and running."""
-        return cls(*start.engine(model, **settings), str(model), request_timeout_s=request_timeout_s)
+        engine, tokenizer = start.engine(model, **settings)
+        return cls(
+            engine,
+            tokenizer,
+            str(model),
+            request_timeout_s=request_timeout_s,
+            loose_schemas=loose_schemas,
+            draw_seeds=draw_seeds,
+        )
 
     @classmethod
     def connect(
-        cls, model: str | Path, upstreams: Sequence[str], *, max_context: int | None = None, key: str | None = None
+        cls,
+        model: str | Path,
+        upstreams: Sequence[str],
+        *,
+        max_context: int | None = None,
+        key: str | None = None,
+        loose_schemas: bool = False,
     ) -> Self:
         """A model that runs behind `upstreams`, URLs of vLLM, SGLang or llama-server; language and grammar are here.
 
@@ -115,7 +156,7 @@ class LLM:
                 f"max_context is {max_context}, expected at most {engine.max_context}, which the upstreams allow",
                 hint="start them with a larger one",
             )
-        return cls(engine, tokenizer, str(model))
+        return cls(engine, tokenizer, str(model), loose_schemas=loose_schemas)
 
     @property
     def max_context(self) -> int:
@@ -145,9 +186,9 @@ class LLM:
         """To be called on the event loop that reads it."""
         return self.astream_choices(request, 1)[0]
 
-    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]:
+    def astream_choices(self, request: ChatRequest, n: int, admit: Admit | None = None) -> list[AsyncGenerator[Delta]]:
         """`n` answers, each with its own seed, grammar and calls. To be called on the event loop that reads them."""
-        return [self._arun(*each) for each in self._chat(request, n)]
+        return self._admitted(self._chat(request, n), admit)
 
     def complete(self, request: ChatRequest) -> Answer:
         make, reader = self._chat(request, 1)[0]
@@ -168,9 +209,19 @@ class LLM:
     def stream_completion(self, request: CompletionRequest) -> Generator[Piece]:
         return self._run(*self._completion(request, 1)[0])
 
-    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
+    def astream_completions(
+        self, request: CompletionRequest, n: int, admit: Admit | None = None
+    ) -> list[AsyncGenerator[Piece]]:
         """`n` of them, each with its own seed. To be called on the event loop that reads them."""
-        return [self._arun(*each) for each in self._completion(request, n)]
+        return self._admitted(self._completion(request, n), admit)
+
+    def loosened(self, request: ChatRequest) -> list[Loosened]:
+        """What of its schemas is not enforced; [] unless `loose_schemas`.
+
+        This compiles them, some milliseconds each, and what is compiled is kept: a door asks here, off its event loop,
+        before it asks for the answer.
+        """
+        return self._grammar.loosened(request.tools, request.answer_format)
 
     def encode(self, text: str) -> list[int]:
         """The ids of a completion's prompt, in which control tokens may be spelled out."""
@@ -192,31 +243,41 @@ class LLM:
     def _chat(self, request: ChatRequest, n: int) -> list[tuple[_Make, ChatReader]]:
         prompt, next_index = self._prompt(request)
         answers: list[tuple[_Make, ChatReader]] = []
-        for wishes in choices.split(request, n):
+        for wishes in self._split(self._clipped(request, self.max_context - len(prompt)), n):
             constraint = self._grammar.compile(
                 request.tools,
                 request.tool_choice,
                 next_index=next_index,
                 parallel=request.parallel_tool_calls,
                 endless=request.ignore_eos,
+                answer_format=request.answer_format,
             )
             parser = Parser(self.tokenizer, next_index=next_index, endless=request.ignore_eos)
             reader = ChatReader(prompt, wishes, parser, self.tokenizer)
             answers.append((self._make(prompt, wishes, constraint), reader))
         return answers
 
+    def _clipped(self, request: ChatRequest, room: int) -> ChatRequest:
+        """room: tokens that the context leaves"""
+        if not request.clip_max_tokens or request.max_tokens is None:
+            return request
+        return replace(request, max_tokens=min(request.max_tokens, room) if room > 0 else None)
+
     def _completion(self, request: CompletionRequest, n: int) -> list[tuple[_Make, CompletionReader]]:
         given = request.prompt
         prompt = self.encode(given) if isinstance(given, str) else list(given)
         return [
             (self._make(prompt, wishes, None), CompletionReader(prompt, wishes, self.tokenizer))
-            for wishes in choices.split(request, n)
+            for wishes in self._split(request, n)
         ]
+
+    def _split(self, request: Asked, n: int) -> list[Asked]:
+        if self._draw_seeds and request.seed is None:
+            request = replace(request, seed=secrets.randbits(63))
+        return choices.split(request, n)
 
     def _make(self, prompt: list[int], wishes: ChatRequest | CompletionRequest, constraint: Constraint | None) -> _Make:
         room = self.max_context - len(prompt)
-        if isinstance(wishes, ChatRequest) and wishes.clip_max_tokens and wishes.max_tokens is not None:
-            wishes = replace(wishes, max_tokens=min(wishes.max_tokens, room) if room > 0 else None)
         if room < max(1, wishes.max_tokens or 1):
             wanted = "" if wishes.max_tokens is None else f" and max_tokens is {wishes.max_tokens}"
             raise ContextError(
@@ -258,6 +319,13 @@ class LLM:
         items = read()
         next(items)  # now it is inside its `try`, and closing it cancels even if nobody has read
         return items
+
+    def _admitted(
+        self, answers: Sequence[tuple[_Make, Reader[Item]]], admit: Admit | None
+    ) -> list[AsyncGenerator[Item]]:
+        if admit is not None:
+            admit([reader for _, reader in answers])
+        return [self._arun(*each) for each in answers]
 
     def _arun(self, make: _Make, reader: Reader[Item]) -> AsyncGenerator[Item]:
         steps: asyncio.Queue[Step] = asyncio.Queue()

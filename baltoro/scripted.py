@@ -8,8 +8,9 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from typing import TypeVar
 
 from baltoro import choices
-from baltoro.answer import Answer
+from baltoro.answer import Admit, Answer
 from baltoro.chat.call_ids import canonicalize
+from baltoro.chat.compiler import Loosened
 from baltoro.chat.messages import (
     CallEnded,
     ChatRequest,
@@ -61,8 +62,8 @@ class ScriptedLLM:
     def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
         return _asynchronous(self.stream(request))
 
-    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]:
-        return [self.astream(each) for each in choices.split(request, n)]
+    def astream_choices(self, request: ChatRequest, n: int, admit: Admit | None = None) -> list[AsyncGenerator[Delta]]:
+        return _admitted([self.stream(each) for each in choices.split(request, n)], request.max_tokens, admit)
 
     def complete(self, request: ChatRequest) -> Answer:
         deltas = list(self.stream(request))
@@ -88,8 +89,15 @@ class ScriptedLLM:
             ]
         )
 
-    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
-        return [_asynchronous(self.stream_completion(each)) for each in choices.split(request, n)]
+    def astream_completions(
+        self, request: CompletionRequest, n: int, admit: Admit | None = None
+    ) -> list[AsyncGenerator[Piece]]:
+        pieces = [self.stream_completion(each) for each in choices.split(request, n)]
+        return _admitted(pieces, request.max_tokens, admit)
+
+    def loosened(self, request: ChatRequest) -> list[Loosened]:  # noqa: ARG002
+        """Nothing is compiled."""
+        return []
 
     def encode(self, text: str) -> list[int]:
         """One id a byte: a script has no vocabulary."""
@@ -125,6 +133,29 @@ def _spoken(text: str) -> list[Delta]:
     called = any(isinstance(delta, CallEnded) for delta in deltas)
     usage = Usage(prompt_tokens=0, completion_tokens=len(words))
     return [*deltas, Finished("tool_calls" if called else "stop", usage)]
+
+
+class _Told:
+    """The progress of an answer that passes: what its end says."""
+
+    def __init__(self, max_tokens: int | None) -> None:
+        self.max_tokens = max_tokens
+        self.usage = Usage(prompt_tokens=0, completion_tokens=0)
+
+    async def watch(self, items: AsyncGenerator[Item]) -> AsyncGenerator[Item]:
+        async for item in items:
+            if isinstance(item, Finished):
+                self.usage = item.usage
+            yield item
+
+
+def _admitted(
+    answers: list[Generator[Item]], max_tokens: int | None, admit: Admit | None
+) -> list[AsyncGenerator[Item]]:
+    told = [_Told(max_tokens) for _ in answers]
+    if admit is not None:
+        admit(told)
+    return [each.watch(_asynchronous(answer)) for each, answer in zip(told, answers, strict=True)]
 
 
 async def _asynchronous(items: Iterable[Item]) -> AsyncGenerator[Item]:

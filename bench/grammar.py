@@ -195,6 +195,28 @@ def tool_costs(library: Ours | Xgrammar, ids: dict[str, list[int]]) -> dict[str,
     return rows
 
 
+def turn_costs(tokenizer: Tokenizer, num_tools: int, num_properties: int) -> dict[str, Any]:
+    """What an agent's tools cost, which come again every turn: compiled once, looked up ever after."""
+    text = {"type": "string", "description": "What this is for, in so many words. " * 3}
+    schemas = [
+        {"type": "object", "properties": {f"p{place}_{i}": text for place in range(num_properties)} | {"todo": TODO}}
+        for i in range(num_tools)
+    ]
+    tools = [Tool(name=f"mcp__server__tool_{i}", parameters=each, declaration={}) for i, each in enumerate(schemas)]
+    grammar = Grammar(tokenizer)
+    times: list[float] = []
+    for _ in range(6):
+        began = time.process_time()
+        grammar.compile(tools, ToolChoice(), next_index=0)
+        times.append((time.process_time() - began) * 1e3)
+    return {
+        "tools": num_tools,
+        "characters": sum(len(json.dumps(each)) for each in schemas),
+        "first_turn_ms": round(times[0], 1),
+        "later_turn_ms": round(min(times[1:]), 2),
+    }
+
+
 def token_times(constraint: ToolConstraint | _Matcher, tokens: Sequence[int]) -> list[float]:
     """Microseconds of mask and advance, for each token."""
     times: list[float] = []
@@ -238,6 +260,7 @@ def main() -> None:
     ours = Ours(tokenizer)
     free = ours.grammar.compile([Tool(name="f", parameters={}, declaration={})], ToolChoice(), next_index=0)
     report["text_us"] = round(min(statistics.mean(token_times(free, range(1000))) for _ in range(5)), 2)
+    report["turns"] = [turn_costs(tokenizer, 24, 14), turn_costs(tokenizer, 300, 2)]
     libraries: dict[str, tuple[str, Ours | Xgrammar]] = {"ours": ("baltoro.chat.grammar", ours)}
     if find_spec("xgrammar"):
         libraries["xgrammar"] = ("xgrammar", Xgrammar(tokenizer))

@@ -15,13 +15,14 @@ import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
 from baltoro import cli
+from baltoro.errors import BaltoroError
 from baltoro.kernels.targets import targets
 from baltoro.model.batch import Batch
 from baltoro.model.load import load
@@ -185,6 +186,19 @@ def test_a_taken_port_is_told_before_the_model_loads(tiny_checkpoint: Path) -> N
         printed = error_of(run("serve", tiny_checkpoint, "--port", port))
     assert f"port {port} on 127.0.0.1 is already in use" in printed
     assert "loading" not in printed
+
+
+@pytest.mark.parametrize("given", [[], ["--loose-schemas"]])
+@pytest.mark.parametrize("where", [[], ["--upstream", "http://127.0.0.1:9"]])
+def test_loose_schemas_are_the_model_s_to_know(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], where: list[str]
+) -> None:
+    def opened(*_: Any, loose_schemas: bool, **__: Any) -> None:
+        raise BaltoroError(f"loose: {loose_schemas}")
+
+    monkeypatch.setattr("baltoro.llm.LLM.open", opened)
+    monkeypatch.setattr("baltoro.llm.LLM.connect", opened)
+    assert f"loose: {bool(given)}" in error_of(run("serve", "--port", 0, *given, *where))
 
 
 def test_default_names_start_with_the_honest_one(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from baltoro.chat.messages import ChatRequest, CompletionRequest, Message, Tool, ToolChoice
+from baltoro.chat.messages import AnswerFormat, ChatRequest, CompletionRequest, Message, Tool, ToolChoice
 from baltoro.cli import app
 from baltoro.config import resolve
 from baltoro.engine.engine import Engine, EngineConfig
@@ -89,6 +89,27 @@ def test_an_upstream_that_knows_no_grammar_gives_the_calls_that_our_engine_gives
             statistics = llm.engine.statistics()
             assert statistics.corrections > 0, "nano never says what its grammar forbids: this shows nothing"
             assert llm.statistics()["store"] is None
+    finally:
+        upstream.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("tools", [(), TOOLS])
+def test_formatted_text_of_an_upstream_that_knows_no_grammar_is_what_our_engine_says(
+    own: LLM, dialect: str, tools: tuple[Tool, ...]
+) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}, "days": {"enum": [1, 22]}}}
+    upstream = FaultyUpstream(nano(), dialect)
+    try:
+        with closing(LLM.connect("nano", [upstream.url])) as llm:
+            for wanted in (AnswerFormat(schema=schema | {"required": ["city", "days"]}), AnswerFormat()):
+                request = ChatRequest(
+                    messages=(Message(role="user", content="What is the weather in Paris?"),), tools=tools,
+                    answer_format=wanted, temperature=0.0, max_tokens=40,
+                )  # fmt: skip
+                ours = own.complete(request)
+                assert llm.complete(request) == ours
+                assert ours.tool_calls or (ours.content or "").startswith("{")
     finally:
         upstream.close()
 

@@ -1,4 +1,4 @@
-"""Declared tools -> what the model may say next, one token mask at a time.
+"""Declared tools and the answer's format -> what the model may say next, one token mask at a time.
 
     TEXT ──section_begin──> SECTION ──call_begin──> HEADER ──argument_begin──> ARGUMENTS ──call_end──> CALLED
      │                                                 ^                                                 │
@@ -7,26 +7,25 @@
 
 Markers are control tokens: allowed, forbidden and recognised by id, so a marker spelled out in text stays text. The
 header walks a trie of the canonical encodings of `functions.NAME:IDX`, so what is generated is token for token
-what the template will print in the next turn. Arguments follow the tool's schema by llguidance; docs/numbers.md
-has its mask times beside xgrammar's. Text costs nothing but a look at a mask made once.
+what the template will print in the next turn. Arguments follow the tool's schema (compiler.py). Text costs nothing but
+a look at a mask made once; where it has a format, it is JSON by its schema from the first character to the last, and
+calls may come in its place, not behind it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from functools import lru_cache
 
 import numpy as np
-from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher
 from numpy.typing import NDArray
 
-from baltoro.chat import schema
-from baltoro.chat.messages import Json, Tool, ToolChoice
+from baltoro.chat.compiler import Compiled, Compiler, Loosened
+from baltoro.chat.messages import AnswerFormat, Tool, ToolChoice
 from baltoro.chat.tokenizer import Tokenizer
-from baltoro.errors import EngineError, RequestError, SchemaError
+from baltoro.errors import EngineError, RequestError
 from baltoro.structure import Document, Structure, Tag, Tagged
 
 Mask = NDArray[np.bool_]  # (V,)
@@ -38,6 +37,7 @@ _FLAGS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder
 class _Place(Enum):
     TEXT = auto()
     FIRST = auto()  # TEXT that must be empty: a call is required
+    FORMATTED = auto()  # TEXT that has a format
     SECTION = auto()
     HEADER = auto()
     ARGUMENTS = auto()
@@ -47,18 +47,12 @@ class _Place(Enum):
 
 
 class Grammar:
-    """Compiles tools for one tokenizer and keeps what it compiled. Any thread may call `compile`."""
+    """Makes constraints for one tokenizer. Any thread may call `compile`."""
 
-    def __init__(self, tokenizer: Tokenizer, *, cache_size: int = 256) -> None:
-        """`cache_size`: compiled schemas kept, each some 100 kB; agents declare the same tools every turn."""
+    def __init__(self, tokenizer: Tokenizer, *, loose: bool = False) -> None:
+        """`loose`: see Compiler"""
         self.tokenizer = tokenizer
-        self._vocabulary = LLTokenizer(
-            TokenizerWrapper(_Vocabulary(tokenizer)),
-            tokenizer.vocab_size,
-            eos_token=tokenizer.tool_call_end,  # so the library itself says when the arguments may end
-            slices=LLTokenizer.json_slices(),
-        )
-        self._matcher = lru_cache(cache_size)(self._compile_schema)
+        self.compiler = Compiler(tokenizer, loose=loose)
         t = tokenizer
         text = self.only([*range(t.num_base), *t.stop_ids])
         text_or_call = self.only([*range(t.num_base), *t.stop_ids, t.tool_calls_section_begin])
@@ -82,6 +76,7 @@ class Grammar:
         next_index: int,
         parallel: bool = True,
         endless: bool = False,
+        answer_format: AnswerFormat | None = None,
     ) -> ToolConstraint:
         """The constraint of one answer.
 
@@ -89,16 +84,10 @@ class Grammar:
         `parallel`: more than one call in this answer. Without tools, or with choice none, only text is allowed.
         `endless`: text goes on behind [EOS] and <|im_end|>, as the request ignores them; behind calls only they come.
         """
-        callable_tools: dict[str, _Parameters] = {}
-        for place, tool in enumerate(tools):
-            where = f"tools[{place}].function"
-            if not tool.name or any(character.isspace() for character in tool.name):
-                raise SchemaError(
-                    f"a tool is named {tool.name!r}, expected a name without blanks", param=f"{where}.name"
-                )
-            if tool.name in callable_tools:
-                raise SchemaError(f"two tools are named {tool.name!r}, expected different names", param=f"{where}.name")
-            callable_tools[tool.name] = self._arguments(tool, f"{where}.parameters")
+        callable_tools = self.compiler.tools(tools)
+        formatted = None if answer_format is None else self.compiler.answer(answer_format)
+        if formatted is not None and endless:
+            raise RequestError("ignore_eos is set: behind JSON nothing but the end may come", param="ignore_eos")
         if tool_choice.mode == "named":
             if tool_choice.name not in callable_tools:
                 names = ", ".join(callable_tools) or "none"
@@ -112,34 +101,26 @@ class Grammar:
             callable_tools = {}
         must_call = tool_choice.mode in ("required", "named")
         return ToolConstraint(
-            self, callable_tools, must_call=must_call, next_index=next_index, parallel=parallel, endless=endless
+            self,
+            callable_tools,
+            must_call=must_call,
+            next_index=next_index,
+            parallel=parallel,
+            endless=endless,
+            formatted=formatted,
         )
+
+    def loosened(self, tools: Sequence[Tool], answer_format: AnswerFormat | None) -> list[Loosened]:
+        """What of these schemas is not enforced; [] unless loose."""
+        owners = list(self.compiler.tools(tools).items())
+        if answer_format is not None:
+            owners.append(("response_format", self.compiler.answer(answer_format)))
+        return [Loosened(owner, each.path) for owner, compiled in owners for each in compiled.dropped]
 
     def only(self, ids: Iterable[int]) -> Mask:
         mask = np.zeros(self.tokenizer.vocab_size, np.bool_)
         mask[list(ids)] = True
         return mask
-
-    def _arguments(self, tool: Tool, param: str) -> _Parameters:
-        lowered = schema.lower(tool.parameters, tool=tool.name, param=param)
-        try:  # in order: it is the order of the arguments
-            return _Parameters(lowered, self._matcher(json.dumps(lowered, ensure_ascii=False)))
-        except (ValueError, TypeError) as error:
-            raise SchemaError(
-                f"tool {tool.name!r}: its parameters cannot be compiled: {error}",
-                hint="a simpler schema accepts the same arguments; describe the rest in words",
-                param=param,
-            ) from error
-
-    def _compile_schema(self, text: str) -> LLMatcher:
-        # As K2 writes JSON: at most one blank behind a colon or a comma. With unlimited blanks a weak model never ends.
-        rules = LLMatcher.grammar_from_json_schema(
-            text, overrides={"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-        )
-        matcher = LLMatcher(self._vocabulary, rules, log_level=0)
-        if matcher.is_error():
-            raise ValueError(matcher.get_error().partition("\n<state>")[0].strip())
-        return matcher
 
 
 class ToolConstraint:
@@ -151,21 +132,27 @@ class ToolConstraint:
     def __init__(
         self,
         grammar: Grammar,
-        tools: Mapping[str, _Parameters],
+        tools: Mapping[str, Compiled],
         *,
         must_call: bool,
         next_index: int,
         parallel: bool,
         endless: bool,
+        formatted: Compiled | None,
     ) -> None:
         self._grammar = grammar
         self._tools = tools
-        self._place = _Place.FIRST if must_call else _Place.TEXT
+        self._place = _Place.FIRST if must_call else _Place.TEXT if formatted is None else _Place.FORMATTED
         self._next_index = next_index
         self._parallel = parallel
         self._endless = endless
         self._header = _Header()
-        self._arguments: LLMatcher | None = None
+        self._root: tuple[int, _Header] | None = None  # of the trie, and the index it ends with
+        self._matcher: LLMatcher | None = None  # of the arguments, or of formatted text
+        self._formatted = formatted
+        if self._place is _Place.FORMATTED and formatted is not None:
+            self._matcher = formatted.matcher.deep_copy()
+        self._silent = True  # no token has been said
         self._begun: str | None = None  # the tool whose arguments are next, none of their tokens said
         words = -(-grammar.tokenizer.vocab_size // 32)
         self._bits = np.zeros(words, np.int32)  # llguidance writes here
@@ -182,7 +169,9 @@ class ToolConstraint:
                 self._scratch[self._grammar.tokenizer.tool_call_argument_begin] = self._header.tool is not None
                 return self._scratch
             case _Place.ARGUMENTS:
-                return self._arguments_mask()
+                return self._json_mask()
+            case _Place.FORMATTED:
+                return self._formatted_mask()
             case _Place.CALLED:
                 return self._grammar.called_masks[self._parallel]
             case place:
@@ -191,10 +180,11 @@ class ToolConstraint:
     def advance(self, token: int) -> None:
         """Go on with a token that the last mask allowed."""
         t = self._grammar.tokenizer
+        self._silent = False
         match self._place:
-            case _Place.TEXT | _Place.FIRST if token == t.tool_calls_section_begin:
+            case _Place.TEXT | _Place.FIRST | _Place.FORMATTED if token == t.tool_calls_section_begin:
                 self._place = _Place.SECTION
-            case _Place.STOP if token in t.stop_ids:
+            case _Place.STOP | _Place.FORMATTED if token in t.stop_ids:
                 self._place = _Place.OVER
             case _Place.TEXT if token in t.stop_ids and not self._endless:
                 self._place = _Place.OVER
@@ -203,16 +193,16 @@ class ToolConstraint:
             case _Place.HEADER if token == t.tool_call_argument_begin:
                 assert self._header.tool is not None
                 self._place, self._begun = _Place.ARGUMENTS, self._header.tool
-                self._arguments = self._tools[self._begun].matcher.deep_copy()
+                self._matcher = self._tools[self._begun].matcher.deep_copy()
             case _Place.HEADER:
                 self._header = self._header.then[token]
             case _Place.ARGUMENTS if token == t.tool_call_end:
                 self._place, self._next_index = _Place.CALLED, self._next_index + 1
-            case _Place.ARGUMENTS:
-                assert self._arguments is not None
+            case _Place.ARGUMENTS | _Place.FORMATTED:
+                assert self._matcher is not None
                 self._begun = None
-                if not self._arguments.consume_token(token):
-                    raise EngineError(f"the grammar refused token {token}: {self._arguments.get_error()}")
+                if not self._matcher.consume_token(token):
+                    raise EngineError(f"the grammar refused token {token}: {self._matcher.get_error()}")
             case _Place.CALLED if token == t.tool_calls_section_end:
                 self._place = _Place.STOP
             case place:
@@ -221,10 +211,10 @@ class ToolConstraint:
     def forced(self, most: int) -> list[int]:
         """Up to `most` tokens that come next if the model spells as the tokenizer does; [] where it has a choice.
 
-        A call that may end is taken to end, and to be the last.
+        A call that may end is taken to end, and to be the last; so is a value that is the whole answer.
         """
         t = self._grammar.tokenizer
-        place, header, arguments = self._place, self._header, self._arguments
+        place, header, arguments = self._place, self._header, self._matcher
         found: list[int] = []
         while len(found) < most:
             match place:
@@ -240,13 +230,15 @@ class ToolConstraint:
                 case _Place.HEADER if header.tool is not None and not header.then:
                     found.append(t.tool_call_argument_begin)
                     place, arguments = _Place.ARGUMENTS, self._tools[header.tool].matcher
-                case _Place.ARGUMENTS:
+                case _Place.ARGUMENTS | _Place.FORMATTED:
                     assert arguments is not None
+                    if place is _Place.FORMATTED and self._may_call_instead:
+                        break
                     found += arguments.compute_ff_tokens()
                     if found or not arguments.is_accepting():
                         break
-                    found.append(t.tool_call_end)
-                    place = _Place.CALLED
+                    found.append(t.tool_call_end if place is _Place.ARGUMENTS else t.im_end)
+                    place = _Place.CALLED if place is _Place.ARGUMENTS else _Place.OVER
                 case _Place.CALLED:
                     found.append(t.tool_calls_section_end)
                     place = _Place.STOP
@@ -264,7 +256,11 @@ class ToolConstraint:
         """
         if self._place is _Place.ARGUMENTS and self._begun is not None:
             return Document(schema=self._tools[self._begun].schema)
-        if self._place is not _Place.TEXT or not self._tools:
+        if self._place is _Place.FORMATTED and self._silent and not self._tools:
+            assert self._formatted is not None
+            return Document(schema=self._formatted.schema)
+        # Whether calls or formatted text come, no engine's grammar can leave open: of both, it hears of the calls.
+        if not self._tools or not (self._place is _Place.TEXT or self._may_call_instead):
             return None
         t = self._grammar.tokenizer
         section, call, argument, end = (
@@ -277,31 +273,36 @@ class ToolConstraint:
         )
         return Tagged(trigger=section, tags=tuple(tags))
 
-    def _headers(self) -> _Header:
-        """The trie of what may be called next."""
-        root = _Header()
-        for name in self._tools:
-            node = root
-            for token in self._grammar.tokenizer.encode(f"functions.{name}:{self._next_index}"):
-                node = node.then.setdefault(token, _Header())
-            node.tool = name
-        return root
+    @property
+    def _may_call_instead(self) -> bool:
+        return self._place is _Place.FORMATTED and self._silent and bool(self._tools)
 
-    def _arguments_mask(self) -> Mask:
-        assert self._arguments is not None
-        self._arguments.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
-        if self._arguments.is_error():  # its mask would now end the arguments where they are
-            raise EngineError(f"the grammar gave up: {self._arguments.get_error()}", hint="simplify the tool's schema")
+    def _headers(self) -> _Header:
+        """The trie of what may be called next. Made once a call: of 300 tools it takes 3 ms."""
+        if self._root is None or self._root[0] != self._next_index:
+            root = _Header()
+            for name in self._tools:
+                node = root
+                for token in self._grammar.tokenizer.encode(f"functions.{name}:{self._next_index}"):
+                    node = node.then.setdefault(token, _Header())
+                node.tool = name
+            self._root = self._next_index, root
+        return self._root[1]
+
+    def _json_mask(self) -> Mask:
+        assert self._matcher is not None
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        if self._matcher.is_error():  # its mask would now end the arguments where they are
+            raise EngineError(f"the grammar gave up: {self._matcher.get_error()}", hint="simplify the tool's schema")
         np.take(_FLAGS, self._bits.view(np.uint8), axis=0, out=self._flags, mode="clip")  # clip: no buffering
         return self._scratch
 
-
-@dataclass(frozen=True, slots=True)
-class _Parameters:
-    """Of a tool."""
-
-    schema: Mapping[str, Json]  # lowered
-    matcher: LLMatcher  # at the beginning; copied for every call
+    def _formatted_mask(self) -> Mask:
+        t, mask = self._grammar.tokenizer, self._json_mask()
+        mask[list(t.stop_ids)] = mask[t.tool_call_end]  # the library's word for the end of a value
+        mask[t.tool_call_end] = False
+        mask[t.tool_calls_section_begin] = self._may_call_instead
+        return mask
 
 
 @dataclass(slots=True)
@@ -310,17 +311,3 @@ class _Header:
 
     then: dict[int, _Header] = field(default_factory=dict[int, "_Header"])
     tool: str | None = None  # the id is complete here
-
-
-class _Vocabulary:
-    """A Tokenizer as llguidance reads one."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self.eos_token_id = tokenizer.tool_call_end
-        self.bos_token_id = None
-        self.tokens = [tokenizer.token_bytes(token) for token in range(tokenizer.vocab_size)]
-        self.special_token_ids = list(range(tokenizer.num_base, tokenizer.vocab_size))
-
-    def __call__(self, text: bytes) -> list[int]:
-        return self._tokenizer.encode(text.decode("utf-8", errors="replace"))

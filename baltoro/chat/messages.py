@@ -41,6 +41,7 @@ class Tool:
     name: str
     parameters: Mapping[str, Json]  # JSON schema of the arguments object; {} accepts any object
     declaration: Mapping[str, Json]  # {"type": "function", "function": {...}}
+    strict: bool = False  # parameters are enforced to the letter or refused, even where schemas may be loose
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,15 @@ class ToolChoice:
 
     mode: Literal["auto", "none", "required", "named"] = "auto"
     name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerFormat:
+    """The text of an answer is one JSON value, and nothing else."""
+
+    schema: Json = None  # a JSON schema; None: any object
+    strict: bool = False  # as of a Tool
+    param: str = "response_format"  # where the request holds it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +81,7 @@ class Wishes:
     ignore_eos: bool = False  # [EOS] and <|im_end|> do not end it
     priority: int = 0  # lower runs first
     logprobs: int | None = None  # so many of the likeliest tokens at every place, and the chosen one; None: nothing
+    noted: Mapping[str, Json] = field(default_factory=dict[str, Json])  # of the client's own books: changes nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +92,7 @@ class ChatRequest(Wishes):
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice = ToolChoice()
     parallel_tool_calls: bool = True  # False: at most one call a turn
+    answer_format: AnswerFormat | None = None  # of text; an answer that calls tools has none
     temperature: float = 0.6  # Moonshot's recommendation for K2-Instruct
     clip_max_tokens: bool = False  # to what the context leaves; False: more than that is refused
     tell_prompt: bool = False  # a PromptRead before all other deltas

@@ -153,12 +153,13 @@ def _declarations(tools: Sequence[Tool], sort_keys: bool) -> str:
 def _json(value: Json, param: str, comma: str, colon: str, *, sort_keys: bool = False) -> str:
     """As the `tojson` filter of HF's templates prints it: no escapes but JSON's own, keys in the order given."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=(comma, colon), sort_keys=sort_keys, default=_as_dict)
+        return json.dumps(value, ensure_ascii=False, separators=(comma, colon), sort_keys=sort_keys, default=as_dict)
     except (TypeError, ValueError) as error:
         raise RequestError(f"{param} is not JSON: {error}", param=param) from error
 
 
-def _as_dict(value: object) -> dict[str, Any]:
+def as_dict(value: object) -> dict[str, Any]:
+    """For `json.dumps(default=)`."""
     if isinstance(value, Mapping):  # read-only mappings, which the json module does not know
         return dict(cast("Mapping[str, Any]", value))
     raise TypeError(f"{type(value).__name__} has no JSON form")

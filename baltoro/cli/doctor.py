@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,14 +34,14 @@ def doctor(
 
     Loads it as `serve` would, decodes, and compares with what memory, arithmetic and the disk reach, measured here.
     Larger budgets of memory for experts are replayed on the experts that this run chose. With --url a running server is
-    looked at twice (GET /stats), and no model is loaded.
+    looked at twice (GET /stats), and no model is loaded; what BALTORO_API_KEY holds goes along.
     """
     from baltoro.doctor import report
 
     if url is not None:
         if any(given is not None for given in (model, tokens, format, expert_memory, threads)):
             raise typer.BadParameter("it looks at a server that has its own model and options", param_hint="--url")
-        found, lines = report.of_server(url, seconds=seconds or 5.0)
+        found, lines = report.of_server(url, seconds=seconds or 5.0, key=os.environ.get("BALTORO_API_KEY"))
     elif seconds is not None:
         raise typer.BadParameter("it goes with --url", param_hint="--seconds")
     else:

@@ -63,3 +63,13 @@ AnyFormat = Annotated[
         "unpacked for forward]"
     ),
 ]
+Database = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="BALTORO_DATABASE",
+        show_envvar=False,
+        help="Of keys and usage: sqlite:////a/path/keys.db or postgresql://user:password@host/name; better in the "
+        "environment, as BALTORO_DATABASE. [default: ~/.local/share/baltoro/baltoro.db]",
+    ),
+]

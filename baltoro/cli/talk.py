@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from baltoro.cli import journaling
+from baltoro.cli.access import Access
 from baltoro.cli.app import app
 from baltoro.cli.options import (
     MODEL_HELP,
     AnyFormat,
+    Database,
     ExpertMemory,
     NoPrefixCache,
     OptionalModel,
@@ -26,6 +29,7 @@ from baltoro.cli.options import (
     WeightFormat,
 )
 from baltoro.errors import BaltoroError, RequestError
+from baltoro.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from baltoro.chat.messages import Tool
@@ -45,12 +49,14 @@ def _open(
     max_waiting: int | None = None,
     request_timeout_s: float | None = None,
     stuck_after_s: float = STUCK_AFTER_S,
+    loose_schemas: bool = False,
     expert_memory: int | None = None,
     trace: Path | None = None,
     trace_steps: Path | None = None,
     prefix_cache: bool = True,
     prefix_dir: Path | None = None,
     prefix_disk_bytes: int | None = None,
+    draw_seeds: bool = False,
 ) -> LLM:
     from baltoro.llm import LLM
     from baltoro.start import PREFIX_DISK_BYTES
@@ -64,6 +70,7 @@ def _open(
         max_waiting=max_waiting,
         request_timeout_s=request_timeout_s,
         stuck_after_s=stuck_after_s,
+        loose_schemas=loose_schemas,
         threads=threads,
         format=format.value if format else None,
         expert_memory=expert_memory,
@@ -72,6 +79,7 @@ def _open(
         prefix_cache=prefix_cache,
         prefix_dir=prefix_dir,
         prefix_disk_bytes=prefix_disk_bytes or PREFIX_DISK_BYTES,
+        draw_seeds=draw_seeds,
     )
     typer.echo(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens", err=True)
     if store := llm.engine.store:
@@ -83,11 +91,12 @@ def _open(
     return llm
 
 
-def _connect(model: str, upstreams: list[str], *, max_context: int | None) -> LLM:
+def _connect(model: str, upstreams: list[str], *, max_context: int | None, loose_schemas: bool) -> LLM:
     from baltoro.llm import LLM
 
     typer.echo(f"asking {', '.join(upstreams)} ...", err=True)
-    llm = LLM.connect(model, upstreams, max_context=max_context, key=os.environ.get("BALTORO_UPSTREAM_KEY"))
+    key = os.environ.get("BALTORO_UPSTREAM_KEY")
+    llm = LLM.connect(model, upstreams, max_context=max_context, key=key, loose_schemas=loose_schemas)
     typer.echo(f"context {llm.max_context} tokens", err=True)
     return llm
 
@@ -109,6 +118,14 @@ def serve(
     request_timeout: Annotated[
         float | None, typer.Option(min=0.001, help="Seconds from a request's arrival to its end. [default: no limit]")
     ] = None,
+    loose_schemas: Annotated[
+        bool,
+        typer.Option(
+            "--loose-schemas",
+            help="Drop what no grammar enforces from schemas, and say so in the log and in the header "
+            "x-baltoro-loosened, instead of refusing the request. With strict: true it is refused all the same.",
+        ),
+    ] = False,
     format: AnyFormat = None,
     expert_memory: ExpertMemory = None,
     trace: TraceFile = None,
@@ -139,11 +156,48 @@ def serve(
         typer.Option(help="Leave with exit code 1 when the engine is dead, so that what started it starts it again."),
     ] = True,
     grace: Annotated[int, typer.Option(min=0, help="Seconds that running requests get after SIGTERM.")] = 30,
+    drain: Annotated[
+        float, typer.Option(min=0, help="Seconds before that, in which GET /ready is 503 and new ones are still taken.")
+    ] = 0,
+    keys: Annotated[bool, typer.Option("--keys", help="Ask every request for a key: `baltoro keys create`.")] = False,
+    database: Database = None,
+    prices: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What a million tokens cost, by model: docs/security.md.")
+    ] = None,
+    price_input: Annotated[
+        str | None, typer.Option(metavar="MONEY", help="The same for MODEL, without a file.")
+    ] = None,
+    price_cached_input: Annotated[
+        str | None,
+        typer.Option(metavar="MONEY", help="Of prompt tokens known from before. [default: as --price-input]"),
+    ] = None,
+    price_output: Annotated[str | None, typer.Option(metavar="MONEY", help="Of tokens that are generated.")] = None,
+    journal: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write down every request and answer: `baltoro replay`.")
+    ] = None,
+    journal_content: Annotated[
+        bool, typer.Option("--journal-content", help="Bodies and texts too, not token ids alone.")
+    ] = False,
+    journal_redact: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Takes a record (a dict), returns what is written, or None."),
+    ] = None,
+    journal_size: Annotated[
+        int | None,
+        typer.Option(metavar="SIZE", parser=parse_bytes, help="The most that DIR may take. [default: 10GiB]"),
+    ] = None,
+    journal_days: Annotated[
+        float | None, typer.Option(min=0, help="How long what was written is kept. [default: no limit]")
+    ] = None,
+    insecure_no_keys: Annotated[
+        bool, typer.Option("--insecure-no-keys", help="Listen on other networks than loopback without asking for keys.")
+    ] = False,
 ) -> None:
     """Serve MODEL over the APIs of OpenAI, Anthropic and Moonshot.
 
-    POST /v1/chat/completions, /v1/completions and /v1/messages, plain and streamed; GET /v1/models, /health, /stats
-    and /docs.
+    POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/messages, plain and streamed;
+    POST /v1/messages/count_tokens and /v1/tokenizers/estimate-token-count; GET /v1/models, /health, /ready, /stats,
+    /metrics and /docs. With --keys, or a key in BALTORO_API_KEY, all but /health and /ready ask for one.
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app
@@ -152,7 +206,17 @@ def serve(
         raise typer.BadParameter("there is nothing to keep with --no-prefix-cache", param_hint="--prefix-cache")
     if prefix_cache_size is not None and prefix_cache is None:
         raise typer.BadParameter("how large what may be? name a DIR", param_hint="--prefix-cache-size")
+    access = Access(
+        keys=keys, database=database, prices=prices, price_input=price_input, price_cached_input=price_cached_input,
+        price_output=price_output, insecure_no_keys=insecure_no_keys,
+    )  # fmt: skip
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
+    access.check(all(map(listen.is_loopback, sockets)))
+    names = tuple(served_model_name or default_names(model))
+    accounts = access.accounts(names)
+    writing = journaling.opened(
+        journal, content=journal_content, redact=journal_redact, most_bytes=journal_size, most_days=journal_days
+    )
     if upstream:
         local = {"max-running": max_running, "max-waiting": max_waiting, "request-timeout": request_timeout,
                  "stuck-after": stuck_after,
@@ -163,20 +227,32 @@ def serve(
             raise typer.BadParameter(
                 "is for a model that runs here, not behind --upstream", param_hint=", ".join(given)
             )
-        opened = _connect(model, upstream, max_context=max_context)
+        opened = _connect(model, upstream, max_context=max_context, loose_schemas=loose_schemas)
     else:
         opened = _open(
             model, max_context=max_context, max_running=max_running, max_waiting=max_waiting or MAX_WAITING,
             request_timeout_s=request_timeout, stuck_after_s=stuck_after or STUCK_AFTER_S, threads=threads,
+            loose_schemas=loose_schemas,
             format=format,
             expert_memory=expert_memory, trace=trace, trace_steps=trace_steps,
             prefix_cache=not no_prefix_cache, prefix_dir=prefix_cache, prefix_disk_bytes=prefix_cache_size,
+            draw_seeds=writing is not None,
         )  # fmt: skip
     with closing(opened) as llm:
-        served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
+        served = Served(llm=llm, names=names)
         url = listen.url(host, sockets[0])
         typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
-        cut = listen.run(create_app(served), sockets, grace_s=grace, leave=llm.engine.dead if exit_on_fault else None)
+        try:
+            record = writing and writing.around(model, llm)
+            cut = listen.run(
+                create_app(served, accounts, record), sockets, grace_s=grace, drain_s=drain, draining=served.draining,
+                leave=llm.engine.dead if exit_on_fault else None,
+            )  # fmt: skip
+        finally:
+            if accounts is not None:
+                accounts.close()
+            if writing is not None:
+                writing.close()
         fault = llm.unhealthy() if llm.engine.dead.is_set() else None
     if fault is not None:
         if llm.engine.stuck:  # Python would wait for threads that never end

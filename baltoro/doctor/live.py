@@ -52,22 +52,29 @@ class Activity:
     store: StoreUse | None
 
 
-def watch(url: str, seconds: float) -> Activity:
-    first = fetch(url)
+def watch(url: str, seconds: float, key: str | None = None) -> Activity:
+    """key: of a server that asks for one."""
+    first = fetch(url, key)
     time.sleep(seconds)
-    return between(url, first, fetch(url))
+    return between(url, first, fetch(url, key))
 
 
-def fetch(url: str) -> Document:
+def fetch(url: str, key: str | None = None) -> Document:
     """What /stats of the server at `url` says; with /v1 behind it is the same server."""
     address = url.rstrip("/").removesuffix("/v1") + "/stats"
     if not address.startswith(("http://", "https://")):
         raise BaltoroError(f"{url!r} is no address of a server", hint="as http://127.0.0.1:8000")
+    request = urllib.request.Request(address)
+    if key is not None:
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
-        with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
             document = json.load(answer)
     except urllib.error.HTTPError as error:
-        raise BaltoroError(f"{address} answers {error.code}", hint="is it `baltoro serve`, of this version?") from error
+        hint = "is it `baltoro serve`, of this version?"
+        if error.code == 401:
+            hint = "it asks for a key, and the one in BALTORO_API_KEY goes along"
+        raise BaltoroError(f"{address} answers {error.code}", hint=hint) from error
     except (OSError, ValueError) as error:
         raise BaltoroError(f"{address} does not answer: {error}", hint="is `baltoro serve` running there?") from error
     if not isinstance(document, dict) or not isinstance(cast("Document", document).get("engine"), dict):

@@ -26,6 +26,6 @@ def of_model(
     return {"facts": asdict(facts), "verdict": asdict(verdict)}, text.lines(facts, verdict)
 
 
-def of_server(url: str, *, seconds: float) -> Report:
-    activity = live.watch(url, seconds)
+def of_server(url: str, *, seconds: float, key: str | None = None) -> Report:
+    activity = live.watch(url, seconds, key)
     return {"activity": asdict(activity), "meaning": live.meaning(activity)}, live.lines(activity)

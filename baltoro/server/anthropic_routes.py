@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 
 from baltoro.server import anthropic, anthropic_writer
 from baltoro.server.body import JsonRoute
+from baltoro.server.gate import admission
 from baltoro.server.replies import EventStream, opened, while_connected
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def router(served: Served) -> APIRouter:
         writer = anthropic_writer.Writer(body.model, body.max_tokens)
         async with AsyncExitStack() as sources:
             wanted = anthropic.chat_request(body)
-            (deltas,) = await opened(sources, [served.llm.astream(wanted)])
+            (deltas,) = await opened(sources, served.llm.astream_choices(wanted, 1, admission(request)))
             if not body.stream:
                 return await while_connected(request, writer.whole(deltas))
             return EventStream(request, writer.events(deltas), sources.pop_all())

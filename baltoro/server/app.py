@@ -1,11 +1,13 @@
-"""The HTTP application: one router a dialect, the routes of no dialect, request ids, what an error answers."""
+"""The HTTP application: one router a dialect, the routes of no dialect, what stands around them; errors -> answers."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -13,16 +15,19 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.errors import BaltoroError, EngineError, ModelNotFound
-from baltoro.server import anthropic_routes, envelopes, models, moonshot, openai_routes
+from baltoro.server import anthropic_routes, envelopes, metrics, models, moonshot, openai_routes, responses_routes
 from baltoro.server.body import JsonRoute, explain
 from baltoro.server.envelopes import Problem, problem
+from baltoro.server.gate import Gate
 
 if TYPE_CHECKING:
     from baltoro.llm import ChatModel
+    from baltoro.server.books import Accounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class Served:
 
     llm: ChatModel
     names: tuple[str, ...]
+    draining: threading.Event = field(default_factory=threading.Event)  # set: new requests should go elsewhere
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -47,12 +53,25 @@ class Served:
             )
 
 
-def create_app(served: Served) -> ASGIApp:
+def create_app(
+    served: Served, accounts: Accounts | None = None, record: Callable[[ASGIApp], ASGIApp] | None = None
+) -> ASGIApp:
+    """accounts: who may ask, and what each of them uses; None: everybody may. record: puts a Recording around."""
+    http = metrics.HttpCounts()
+
+    def refuse(request: Request, error: BaltoroError) -> Response:
+        http.note(error)
+        return envelopes.answer(request, problem(error))
+
+    async def baltoro_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, BaltoroError)
+        return refuse(request, error)
+
     app = FastAPI(
         title="Baltoro",
         summary="Kimi K2 over the APIs of OpenAI, Anthropic and Moonshot.",
         exception_handlers={
-            BaltoroError: _baltoro_error,
+            BaltoroError: baltoro_error,
             RequestValidationError: _validation_error,
             HTTPException: _http_error,
             Exception: _unexpected,
@@ -74,6 +93,21 @@ def create_app(served: Served) -> ASGIApp:
             return JSONResponse({"status": "ok", "model": served.names[0]})
         return envelopes.answer(request, problem(EngineError(reason)))
 
+    @router.head("/ready")
+    @router.get("/ready")
+    async def ready(request: Request) -> Response:
+        """200 while new requests are welcome: the engine answers, and the server is not about to leave."""
+        if served.draining.is_set():
+            return envelopes.answer(request, problem(EngineError("this server is about to leave")))
+        return await health(request)
+
+    @router.get("/metrics")
+    async def prometheus() -> Response:
+        """Counters, gauges and histograms in Prometheus' text form, by vLLM's names."""
+        healthy = await asyncio.to_thread(served.llm.unhealthy) is None
+        page = metrics.text(served.llm.statistics(), http, model=served.names[0], healthy=healthy)
+        return Response(page, media_type=metrics.CONTENT_TYPE)
+
     @router.get("/stats")
     async def stats() -> Response:
         """Counters of the engine and of its expert store since the start; `clock_s` tells the time between two looks.
@@ -83,12 +117,14 @@ def create_app(served: Served) -> ASGIApp:
         """
         return JSONResponse({"model": served.names[0], "clock_s": time.monotonic(), **served.llm.statistics()})
 
-    app.include_router(router)
-    app.include_router(models.router(served))
-    app.include_router(openai_routes.router(served))
-    app.include_router(anthropic_routes.router(served))
-    app.include_router(moonshot.router(served))
-    return RequestIds(app)
+    rooms = (models, openai_routes, responses_routes, anthropic_routes, moonshot)
+    routers = [router, *(room.router(served) for room in rooms)]
+    for each in routers:
+        app.include_router(each)
+    routes = [route.path for each in routers for route in each.routes if isinstance(route, APIRoute)]
+    gated = Gate(app, accounts, refuse) if accounts is not None else app
+    recorded = record(gated) if record is not None else gated
+    return RequestIds(metrics.Counting(recorded, http, routes))
 
 
 class RequestIds:
@@ -115,11 +151,6 @@ class RequestIds:
 
 
 # ------------------------------------------------------------------------------------------- error -> answer
-
-
-async def _baltoro_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, BaltoroError)
-    return envelopes.answer(request, problem(error))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

@@ -11,11 +11,11 @@ import difflib
 import json
 import math
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from baltoro.chat.messages import Json
@@ -23,6 +23,9 @@ from baltoro.errors import RequestError
 
 MAX_BODY_BYTES = 16 * 2**20  # a full 256K-token context is about 1 MB of text
 MAX_DEPTH = 100  # levels of nesting; Python recurses about 1000 deep when such a value is printed or compiled
+
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class BodyTooLarge(RequestError):
@@ -38,8 +41,9 @@ class Strict(BaseModel):
     @classmethod
     def _suggest(cls, value: Any) -> Any:
         """A misspelt field is told before all else; pydantic itself refuses the other unknown ones."""
+        fields = {field.alias or name for name, field in cls.model_fields.items()}
         for name in cast(dict[str, Any], value) if isinstance(value, dict) else ():
-            near = [] if name in cls.model_fields else difflib.get_close_matches(name, cls.model_fields, n=1)
+            near = [] if name in fields else difflib.get_close_matches(name, fields, n=1)
             if near:
                 raise PydanticCustomError(
                     "misspelt", "unknown field '{name}'; did you mean '{near}'?", {"name": name, "near": near[0]}
@@ -47,8 +51,11 @@ class Strict(BaseModel):
         return cast(Any, value)
 
 
-def only(*neutral: Json) -> AfterValidator:
-    """A field of the vendor's API that this server honours at these values alone (and at null)."""
+def only(*neutral: Json, instead: str = "") -> AfterValidator:
+    """A field of the vendor's API that this server honours at these values alone (and at null).
+
+    instead: what does what the client wants
+    """
 
     def check(value: Json) -> Json:
         if value is None or any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in neutral):
@@ -57,7 +64,7 @@ def only(*neutral: Json) -> AfterValidator:
         raise PydanticCustomError(
             "unsupported_value",
             "not supported by this server; {expected}",
-            {"expected": f"only {expected} is accepted" if neutral else "leave it out"},
+            {"expected": f"only {expected} is accepted" if neutral else instead or "leave it out"},
         )
 
     return AfterValidator(check)
@@ -103,6 +110,14 @@ def explain(errors: Sequence[Any]) -> RequestError:
     message = message.replace("Input should be", "expected").removeprefix("Value error, ")
     code = kind if kind in ("unsupported_value", "invalid_type") else "invalid_value"
     return RequestError(f"{param or 'the body'} is {shown}: {message}", param=param or None, code=code)
+
+
+def checked(model: type[Checked], value: Json, *where: str | int) -> Checked:
+    """`value` as such an object. where: names and places from the body down to it, for the error."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        raise explain([{**each, "loc": ("body", *where, *each["loc"])} for each in error.errors()]) from error
 
 
 def parse_json(raw: bytes) -> Json:

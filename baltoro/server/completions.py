@@ -19,7 +19,7 @@ from baltoro.chat.messages import CompletionRequest, Echo, Finished, FinishReaso
 from baltoro.choices import merge, usage
 from baltoro.errors import RequestError
 from baltoro.server.body import only
-from baltoro.server.openai import StreamOptions, check_stream_options, event, usage_json
+from baltoro.server.openai import StreamOptions, check_stream_options, event, noted, usage_json
 from baltoro.server.sampling import SamplingBody, TokenId, logprob, token_text, wishes
 
 MAX_PROMPTS = 128
@@ -100,7 +100,8 @@ def completion_requests(body: CompletionBody) -> list[CompletionRequest]:
         )
     wanted = wishes(body, body.max_tokens)
     return [
-        CompletionRequest(prompt=prompt, echo=bool(body.echo), logprobs=body.logprobs, **wanted) for prompt in prompts
+        CompletionRequest(prompt=prompt, echo=bool(body.echo), logprobs=body.logprobs, noted=noted(body), **wanted)
+        for prompt in prompts
     ]
 
 

@@ -1,14 +1,20 @@
-"""What an error answers: its status, and the envelope of the dialect whose path was asked."""
+"""What an error answers: its status, and the envelope of the dialect whose path was asked.
+
+A budget that is used up is 429 insufficient_quota at OpenAI and 402 billing_error at Anthropic; so it is here. Both
+vendors' clients ask again after a 429 unless `x-should-retry` tells them not to.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from baltoro.chat.messages import Json
 from baltoro.errors import (
+    AccessError,
     BaltoroError,
     ContextError,
     DeadlineError,
@@ -16,6 +22,7 @@ from baltoro.errors import (
     ModelNotFound,
     QueueFull,
     RequestError,
+    SpentError,
 )
 from baltoro.server import openai
 from baltoro.server.body import BodyTooLarge
@@ -43,7 +50,8 @@ class Problem:
     message: str
     param: str | None = None  # the field of the request that is to blame
     code: str | None = None
-    retry_after_s: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    spent: bool = False  # a budget, which no wait fills up again
     sizes: tuple[int, int] | None = None  # tokens of a prompt that is too long, and of the context
 
 
@@ -54,9 +62,18 @@ def problem(error: BaltoroError) -> Problem:
         status = 404 if isinstance(error, ModelNotFound) else 413 if isinstance(error, BodyTooLarge) else 400
         sizes = error.sizes if isinstance(error, ContextError) else None
         return Problem(status=status, message=message, param=error.param, code=error.code, sizes=sizes)
+    if isinstance(error, AccessError):
+        spent = isinstance(error, SpentError) and error.limit == "budget"
+        return Problem(status=error.status, message=message, code=error.code, headers=_headers(error), spent=spent)
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
-    later = error.retry_after_s if isinstance(error, QueueFull) else None
-    return Problem(status=status, message=message, code=_CODE.get(status), retry_after_s=later)
+    return Problem(status=status, message=message, code=_CODE.get(status), headers=_headers(error))
+
+
+def _headers(error: BaltoroError) -> dict[str, str]:
+    if isinstance(error, QueueFull | SpentError):
+        later = error.retry_after_s
+        return {"x-should-retry": "false"} if later is None else {"retry-after": str(later)}
+    return {"www-authenticate": "Bearer"} if isinstance(error, AccessError) and error.status == 401 else {}
 
 
 def speaks_anthropic(request: Request) -> bool:
@@ -67,8 +84,8 @@ def speaks_anthropic(request: Request) -> bool:
 
 
 def answer(request: Request, found: Problem) -> Response:
-    headers = None if found.retry_after_s is None else {"retry-after": str(found.retry_after_s)}
-    return JSONResponse(_envelope(request, found), found.status, headers)
+    status = 402 if found.spent and speaks_anthropic(request) else found.status
+    return JSONResponse(_envelope(request, found), status, found.headers)
 
 
 def event(request: Request, found: Problem) -> str:
@@ -84,5 +101,5 @@ def _envelope(request: Request, found: Problem) -> dict[str, Json]:
     message = found.message if param in found.message else f"{param}: {found.message}"  # it has no field of its own
     if found.sizes is not None:  # Claude Code reads these words and compacts its conversation
         message = "prompt is too long: {} tokens > {} maximum".format(*found.sizes)
-    error = {"type": _ANTHROPIC_TYPE.get(found.status, kind), "message": message}
+    error = {"type": _ANTHROPIC_TYPE.get(402 if found.spent else found.status, kind), "message": message}
     return {"type": "error", "error": error, "request_id": request.state.request_id}

@@ -1,7 +1,7 @@
 """OpenAI's chat completions: body -> ChatRequest, and the small forms of its answers.
 
 A field that we cannot honour is refused by name, never accepted and ignored; what changes nothing
-about the answer (user, metadata, cache hints) is accepted.
+about the answer (user, metadata, cache hints) is accepted and kept with the request.
 Source: platform.openai.com/docs/api-reference/chat; tests read the official client's own types.
 """
 
@@ -25,6 +25,7 @@ from baltoro.chat.messages import (
 )
 from baltoro.errors import RequestError
 from baltoro.server.body import Strict, by_type, explain, only
+from baltoro.server.formats import ResponseFormat
 from baltoro.server.sampling import MaxTokens, SamplingBody, wishes
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
@@ -73,7 +74,7 @@ class FunctionBody(Strict):
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Json] | None = None
-    strict: bool | None = None  # arguments always follow the schema
+    strict: bool | None = None  # arguments always follow the schema; true: even where schemas may be loose
 
 
 def _refuse_builtin(value: Json) -> None:
@@ -103,7 +104,13 @@ class ToolBody(Strict):
         return tool
 
     def tool(self) -> Tool:
-        return Tool(name=self.function.name, parameters=self.function.parameters or {}, declaration=self._declaration)
+        function = self.function
+        return Tool(
+            name=function.name,
+            parameters=function.parameters or {},
+            declaration=self._declaration,
+            strict=bool(function.strict),
+        )
 
 
 class NamedFunction(Strict):
@@ -140,26 +147,39 @@ class ChatBody(SamplingBody):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # of the likeliest tokens at every place
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    # Accepted, because the answer does not depend on them.
+    response_format: ResponseFormat | None = None
+    # For the client's own books: kept with the request, the answer does not depend on them.
     user: str | None = None
     safety_identifier: str | None = None
     metadata: dict[str, Json] | None = None
+    store: bool | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: dict[str, Json] | None = None
     prompt_cache_retention: str | None = None
     # Honoured at these values alone.
-    response_format: Annotated[Json, only({"type": "text"})] = None
     modalities: Annotated[Json, only(["text"])] = None
     audio: Annotated[Json, only()] = None
-    prediction: Annotated[Json, only()] = None
-    reasoning_effort: Annotated[Json, only("none")] = None
+    prediction: Annotated[Json, only()] = None  # we would not be faster, and could not count what was foreseen
+    reasoning_effort: Annotated[Json, only("none")] = None  # Kimi K2 does not reason before it answers
     verbosity: Annotated[Json, only("medium")] = None
     service_tier: Annotated[Json, only("auto", "default")] = None
-    store: Annotated[Json, only(False)] = None
-    web_search_options: Annotated[Json, only()] = None
+    web_search_options: Annotated[Json, only(instead="declare a tool that searches")] = None
     moderation: Annotated[Json, only()] = None
-    functions: Annotated[Json, only()] = None  # OpenAI's first edition of tools
-    function_call: Annotated[Json, only()] = None
+    # OpenAI's first edition of tools.
+    functions: Annotated[Json, only(instead='send tools: [{"type": "function", "function": ...}]')] = None
+    function_call: Annotated[Json, only(instead="send tool_choice")] = None
+
+
+NOTED = (
+    "user",
+    "safety_identifier",
+    "metadata",
+    "client_metadata",
+    "store",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+)
 
 
 # ----------------------------------------------------------------------------------------- body -> ChatRequest
@@ -177,8 +197,16 @@ def chat_request(body: ChatBody) -> ChatRequest:
         tool_choice=_tool_choice(body.tool_choice, tools),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        answer_format=body.response_format.wanted() if body.response_format else None,
+        noted=noted(body),
         **wishes(body, _max_tokens(body)),
     )
+
+
+def noted(body: Strict) -> dict[str, Json]:
+    """What the client said for its own books."""
+    given = {name: getattr(body, name, None) for name in NOTED}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def check_stream_options(stream: bool | None, options: StreamOptions | None) -> None:
@@ -286,4 +314,5 @@ def event(data: Json) -> str:
 def error_json(message: str, *, status: int, param: str | None = None, code: str | None = None) -> dict[str, Json]:
     """OpenAI's envelope. The official client chooses its exception by the status, not by `type`."""
     kind = "server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error"
+    kind = code if code == "insufficient_quota" else kind
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from baltoro.server import completions, openai, openai_writer
+from baltoro.server import completions, loosened, openai, openai_writer
 from baltoro.server.body import JsonRoute
+from baltoro.server.gate import admission
 from baltoro.server.replies import EventStream, opened, while_connected
 
 if TYPE_CHECKING:
@@ -23,12 +24,16 @@ def router(served: Served) -> APIRouter:
         served.check(body.model)
         wanted = openai.chat_request(body)
         writer = openai_writer.Writer(body.model, served.fingerprint, wanted.logprobs)
+        headers = await loosened.headers(served.llm, wanted)
         async with AsyncExitStack() as sources:
-            deltas = await opened(sources, served.llm.astream_choices(wanted, body.n or 1))
-            if not body.stream:
-                return await while_connected(request, writer.whole(deltas))
-            events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
-            return EventStream(request, events, sources.pop_all())
+            deltas = await opened(sources, served.llm.astream_choices(wanted, body.n or 1, admission(request)))
+            if body.stream:
+                events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
+                answer = EventStream(request, events, sources.pop_all())
+            else:
+                answer = await while_connected(request, writer.whole(deltas))
+        answer.headers.update(headers)
+        return answer
 
     @routes.post("/v1/completions")
     async def complete(request: Request, body: Annotated[completions.CompletionBody, Body()]) -> Response:
@@ -40,8 +45,11 @@ def router(served: Served) -> APIRouter:
         n, scored = body.n or 1, body.logprobs is not None
         writer = completions.Writer(body.model, served.fingerprint, prompt_ids, n=n, logprobs=scored)
         async with AsyncExitStack() as sources:
+            admit = admission(request)
             pieces = [  # a refusal of the third closes the first two
-                piece for each in requests for piece in await opened(sources, served.llm.astream_completions(each, n))
+                piece
+                for each in requests
+                for piece in await opened(sources, served.llm.astream_completions(each, n, admit))
             ]
             if not body.stream:
                 return await while_connected(request, writer.whole(pieces))

@@ -78,10 +78,6 @@ class Writer:
             "choices": told,
         }
 
-    def _token(self, likelihoods: Likelihoods) -> dict[str, Json]:
-        top = [_likelihood(each) for each in likelihoods.top[: self.num_top]]
-        return _likelihood(likelihoods.chosen) | {"top_logprobs": top}
-
     async def whole(self, sources: Sequence[AsyncGenerator[Delta]]) -> dict[str, Json]:
         """sources: one a choice"""
         answers = [_Whole() for _ in sources]
@@ -89,7 +85,7 @@ class Writer:
             async for index, delta in deltas:
                 answers[index].add(delta)
                 if isinstance(delta, Likelihoods):
-                    answers[index].tokens.append(self._token(delta))
+                    answers[index].tokens.append(token_json(delta, self.num_top))
         told: list[Json] = []
         usages: list[Usage] = []
         for index, answer in enumerate(answers):
@@ -121,7 +117,7 @@ class Writer:
                     case PromptRead() | CallEnded():
                         continue
                     case Likelihoods():
-                        tokens[index].append(self._token(delta))
+                        tokens[index].append(token_json(delta, self.num_top))
                         continue
                     case Finished():
                         usages[index] = delta.usage
@@ -149,6 +145,12 @@ class Writer:
 
 def _logprobs(tokens: list[Json]) -> dict[str, Json]:
     return {"content": tokens, "refusal": None}
+
+
+def token_json(likelihoods: Likelihoods, num_top: int | None) -> dict[str, Json]:
+    """A token with the `num_top` likeliest in its place; None: with all that were reported."""
+    top = [_likelihood(each) for each in likelihoods.top[:num_top]]
+    return _likelihood(likelihoods.chosen) | {"top_logprobs": top}
 
 
 def _likelihood(token: Likelihood) -> dict[str, Json]:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baltoro.chat.grammar import Grammar, ToolConstraint
-from baltoro.chat.messages import Tool, ToolCall, ToolChoice
+from baltoro.chat.messages import AnswerFormat, Tool, ToolCall, ToolChoice
 from baltoro.chat.parser import Parser, fold
 from baltoro.errors import RequestError, SchemaError
 from baltoro.structure import Document, Tagged
@@ -44,6 +44,10 @@ def tool(name: str, parameters: Any = None) -> Tool:
 
 def constraint(*tools: Tool, choice: ToolChoice = AUTO, next_index: int = 0, parallel: bool = True) -> ToolConstraint:
     return GRAMMAR.compile(tools, choice, next_index=next_index, parallel=parallel)
+
+
+def formatted(schema: Any, *tools: Tool, choice: ToolChoice = AUTO) -> ToolConstraint:
+    return GRAMMAR.compile(tools, choice, next_index=0, answer_format=AnswerFormat(schema=schema))
 
 
 def allowed(rules: ToolConstraint) -> set[int]:
@@ -180,6 +184,35 @@ PARAMETERS = st.one_of(
         st.integers(0, 3),
     ),
 )
+
+
+FORMATS = st.one_of(
+    PARAMETERS,
+    st.recursive(SCALARS, wider, max_leaves=4).map(
+        lambda schema: {"$defs": {"tree": TREE}, "anyOf": [schema]}  # any kind of value
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(schema=FORMATS, seed=st.integers(0, 2**32), tools=st.booleans())
+def test_whatever_is_allowed_in_a_format_is_json_under_its_schema_or_calls(schema: Any, seed: int, tools: bool) -> None:
+    rules = formatted(schema, *[tool("f", CITY)] * tools)
+    tokens = walk(rules, seed)
+    if tools and tokens[0] == T.tool_calls_section_begin:
+        assert {call.name for call in calls_of(tokens)} == {"f"}
+        return
+    text = T.decode(tokens[:-1])
+    assert tokens[-1] in T.stop_ids and all(token < T.num_base for token in tokens[:-1])
+    assert_compact(text)
+    jsonschema.Draft202012Validator(schema).validate(json.loads(text))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_format_without_a_schema_is_any_object(seed: int) -> None:
+    text = T.decode(walk(formatted(None), seed)[:-1])
+    assert isinstance(json.loads(text), dict)
+    assert_compact(text)
 
 
 @settings(max_examples=150, deadline=None)
@@ -361,6 +394,69 @@ def test_constraints_of_the_same_tools_do_not_disturb_each_other_nor_mind_thread
     run(lambda place: walked.update({place: walk(made[place], seed=place)}))
     for place in range(8):
         assert walked[place] == walk(constraint(tool("f", CITY), tool("g"), choice=REQUIRED), seed=place)
+
+
+# ── the answer's format ──────────────────────────────────────────────────────────────────────────
+
+
+def test_calls_may_come_in_place_of_formatted_text_never_behind_it() -> None:
+    rules = formatted(CITY, tool("f", CITY))
+    assert T.tool_calls_section_begin in allowed(rules) and not allowed(rules) & T.stop_ids
+    follow(rules, '{"city": ')
+    assert T.tool_calls_section_begin not in allowed(rules)
+    follow(rules, '"<|x"}')
+    assert allowed(rules) == T.stop_ids
+    called = formatted(CITY, tool("f", CITY))
+    text = '<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{"city": "a"}'
+    text += "<|tool_call_end|><|tool_calls_section_end|><|im_end|>"
+    assert follow(called, text) == len(T.encode_with_specials(text))
+
+
+def test_a_call_that_is_required_comes_before_any_format_and_none_leaves_the_format_alone() -> None:
+    assert allowed(formatted(CITY, tool("f"), choice=REQUIRED)) == {T.tool_calls_section_begin}
+    assert T.tool_calls_section_begin not in allowed(formatted(CITY, tool("f"), choice=NONE))
+
+
+def test_a_number_may_end_or_go_on() -> None:
+    rules = formatted({"type": "integer"})
+    follow(rules, "12")
+    assert allowed(rules) >= T.stop_ids | set(T.encode("3"))
+    rules.advance(T.im_end)
+    assert allowed(rules) == T.stop_ids
+
+
+def test_formatted_text_cannot_go_on_behind_its_end() -> None:
+    with pytest.raises(RequestError) as caught:
+        GRAMMAR.compile((), AUTO, next_index=0, endless=True, answer_format=AnswerFormat())
+    assert caught.value.param == "ignore_eos"
+
+
+def test_a_format_that_cannot_be_compiled_names_the_field() -> None:
+    with pytest.raises(SchemaError, match=r"response_format: /properties/a/pattern .*look-ahead") as caught:
+        formatted({"properties": {"a": {"pattern": "^(?!x)"}}})
+    assert caught.value.param == "response_format"
+
+
+@given(schema=FORMATS, seed=st.integers(0, 10**6), tools=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_forced_tokens_of_a_format_are_allowed_one_after_the_other(schema: Any, seed: int, tools: bool) -> None:
+    tokens = walk(formatted(schema, *[tool("f", CITY)] * tools), seed)
+    for place in range(len(tokens)):
+        rules = formatted(schema, *[tool("f", CITY)] * tools)
+        for token in tokens[:place]:
+            rules.advance(token)
+        for token in rules.forced(12):
+            assert rules.mask()[token], f"{T.decode([token])!r} behind {T.decode(tokens[:place])!r}"
+            rules.advance(token)
+
+
+def test_a_format_describes_itself_at_its_beginning() -> None:
+    rules = formatted(CITY)
+    assert rules.describe() == Document(schema=CITY | {"additionalProperties": False})
+    follow(rules, '{"city": ')
+    assert rules.describe() is None
+    both = formatted(CITY, tool("f")).describe()
+    assert isinstance(both, Tagged) and len(both.tags) == 1
 
 
 # ── what is forced ───────────────────────────────────────────────────────────────────────────────

@@ -4,12 +4,15 @@ from typing import Any
 
 import pytest
 
-from baltoro.chat.schema import MAX_DEPTH, lower
+from baltoro.chat.schema import MAX_DEPTH, Subject, lower
 from baltoro.errors import SchemaError
+
+TOOL = Subject(name="tool 'f'", contents="its parameters", param="tools[2].function.parameters", is_object=True)
+FORMAT = Subject(name="response_format", contents="its schema", param="response_format", is_object=False)
 
 
 def lowered(parameters: Any) -> dict[str, Any]:
-    return lower(parameters, tool="f", param="tools[2].function.parameters")
+    return lower(parameters, TOOL).schema
 
 
 def one(schema: Any) -> dict[str, Any]:
@@ -160,3 +163,53 @@ def test_what_asserts_nothing_is_not_refused() -> None:
     schema = {"type": "array", "uniqueItems": False, "unevaluatedItems": True, "items": {"not": {}}}
     assert lowered(one(schema))["properties"]["a"] == {"type": "array", "items": False}
     assert lowered(deep(MAX_DEPTH - 1))["type"] == "object"
+
+
+# ── loose ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("schema", "kept", "paths"),
+    [
+        ({"not": {"type": "string"}, "minimum": 1}, {"minimum": 1}, ["/properties/a/not"]),
+        ({"type": "array", "uniqueItems": True}, {"type": "array"}, ["/properties/a/uniqueItems"]),
+        ({"type": "float"}, {}, ["/properties/a/type"]),
+        ({"enum": [], "type": "string"}, {"type": "string"}, ["/properties/a/enum"]),
+        ("string", True, ["/properties/a"]),
+        ({"$ref": "#/$defs/B"}, {}, ["/properties/a/$ref"]),
+        ({"minimum": 3, "maximum": 2}, {"minimum": 3}, ["/properties/a/maximum"]),
+        ({"exclusiveMinimum": 2, "maximum": 2}, {"exclusiveMinimum": 2}, ["/properties/a"]),
+        ({"propertyNames": {"format": "email"}}, {}, ["/properties/a/propertyNames"]),
+        (
+            {"properties": {"b": {"contains": {}}}, "if": {}},
+            {"properties": {"b": {}}},  # open: what stands behind `then` may name further properties
+            ["/properties/a/if", "/properties/a/properties/b/contains"],
+        ),
+    ],
+)
+def test_loosely_a_keyword_is_dropped_with_its_path_and_the_others_hold(
+    schema: Any, kept: Any, paths: list[str]
+) -> None:
+    lowered = lower(one(schema), TOOL, loose=True)
+    assert lowered.schema["properties"]["a"] == kept
+    assert [each.path for each in lowered.dropped] == paths
+    assert all(each.reason for each in lowered.dropped)
+
+
+@pytest.mark.parametrize("parameters", [[], False, {"type": "string"}, one({"$ref": "#"}) | {"required": ["a"]}])
+def test_loosely_what_no_object_satisfies_is_refused_all_the_same(parameters: Any) -> None:
+    with pytest.raises(SchemaError):
+        lower(parameters, TOOL, loose=True)
+
+
+def test_loosely_what_compiles_is_lowered_as_ever() -> None:
+    schema = one({"type": "array", "items": one({"type": "string", "pattern": "^a"})})
+    assert lower(schema, TOOL, loose=True) == lower(schema, TOOL)
+    assert lower(schema, TOOL).dropped == ()
+
+
+def test_an_answer_may_be_any_value_and_names_itself_in_errors() -> None:
+    assert lower({"type": "array", "items": {"type": "integer"}}, FORMAT).schema["type"] == "array"
+    with pytest.raises(SchemaError, match="response_format: 'float' at /items/type in its schema") as caught:
+        lower({"items": {"type": "float"}}, FORMAT)
+    assert caught.value.param == "response_format"

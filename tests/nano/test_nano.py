@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import anthropic
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 import baltoro
 from baltoro.chat.messages import ChatRequest, Message, Tool
@@ -128,6 +129,50 @@ def test_the_same_loop_with_ten_tools_that_training_never_saw(client: openai.Ope
     right = [case["call"]["name"] for case in OTHERS if converse(client, case, stream=False)[0] == [case["call"]]]
     assert len(OTHERS) == 10
     assert len(right) >= 7, right
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_weather_loop_over_responses(client: openai.OpenAI, stream: bool) -> None:
+    tools: list[Any] = [{"type": "function", **TOOLS[name]["function"]} for name in WEATHER["tools"]]
+    items: list[Any] = [{"role": "user", "content": WEATHER["request"]}]
+    wishes: dict[str, Any] = {"model": "kimi-k2-instruct", "tools": tools, "temperature": 0}
+    called: list[tuple[str, Any]] = []
+    for _ in range(3):
+        if stream:
+            with client.responses.stream(input=items, **wishes) as events:
+                for _event in events:
+                    pass
+                response = events.get_final_response()
+        else:
+            response = client.responses.create(input=items, **wishes)
+        assert response.status == "completed"
+        items += [item.model_dump(exclude={"parsed_arguments"}, exclude_none=True) for item in response.output]
+        calls = [item for item in response.output if item.type == "function_call"]
+        if not calls:
+            break
+        for call in calls:
+            called.append((call.name, json.loads(call.arguments)))
+            result = json.dumps(WEATHER["result"])
+            items.append({"type": "function_call_output", "call_id": call.call_id, "output": result})
+    assert called == [("get_weather", {"city": "Beijing"})]
+    assert "sunny" in response.output_text.lower()
+
+
+def test_formatted_answers_follow_their_schema_to_the_last_character(client: openai.OpenAI) -> None:
+    """Nano was never taught JSON: what it says is nonsense, of the right form."""
+
+    class Day(BaseModel):
+        city: Annotated[str, Field(max_length=20)]
+        celsius: Annotated[int, Field(ge=-99, le=99)]
+        sky: Literal["sunny", "cloudy"] | None
+
+    question: list[Any] = [{"role": "user", "content": "What is the weather in Paris?"}]
+    for seed in range(3):
+        wishes: dict[str, Any] = {"model": "kimi-k2-instruct", "temperature": 1}
+        chat = client.chat.completions.parse(messages=question, response_format=Day, seed=seed, **wishes)
+        assert isinstance(chat.choices[0].message.parsed, Day)
+        response = client.responses.parse(input=question, text_format=Day, **wishes)
+        assert isinstance(response.output_parsed, Day)
 
 
 def test_it_says_who_it_is(client: openai.OpenAI) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import anthropic
 import httpx
 import openai
 import pytest
 import uvicorn
+from starlette.types import ASGIApp
 
 from baltoro.server import listen
 from baltoro.server.app import Served, create_app
@@ -28,22 +30,30 @@ class Address:
         self.openai = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=20)
 
 
-@pytest.fixture(scope="session")
-def _running() -> Iterator[tuple[Script, Address]]:
-    script = Script()
-    app = create_app(Served(llm=script, names=("tiny", "moonshotai/Kimi-K2-Instruct")))  # type: ignore[arg-type]
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[Address]:
     sockets = listen.bind("127.0.0.1", 0)
     address = Address(listen.port_of(sockets[0]))
     sockets[0].listen()
     server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))
     thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
-    yield script, address
-    server.should_exit = True
-    address.http.close()
-    address.openai.close()
-    address.anthropic.close()
-    thread.join()
+    try:
+        yield address
+    finally:
+        server.should_exit = True
+        address.http.close()
+        address.openai.close()
+        address.anthropic.close()
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def _running() -> Iterator[tuple[Script, Address]]:
+    script = Script()
+    served = Served(llm=script, names=("tiny", "moonshotai/Kimi-K2-Instruct"))  # type: ignore[arg-type]
+    with serving(create_app(served)) as address:
+        yield script, address
 
 
 @pytest.fixture

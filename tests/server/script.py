@@ -9,12 +9,26 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from baltoro.answer import Admit
+from baltoro.chat.compiler import Loosened
 from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Piece, PromptRead, TextDelta, Usage
 from baltoro.chat.template import render
 from baltoro.errors import ContextError
 
 USAGE = Usage(prompt_tokens=11, completion_tokens=4, cached_tokens=2)
 HELLO = [TextDelta("Hel"), TextDelta("lo"), Finished("stop", USAGE)]
+
+
+class Told:
+    """The progress of one answer: the prompt is USAGE's, every item said is a token."""
+
+    def __init__(self, max_tokens: int | None) -> None:
+        self.max_tokens = max_tokens
+        self.said = 0
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(prompt_tokens=USAGE.prompt_tokens, completion_tokens=self.said, cached_tokens=USAGE.cached_tokens)
 
 
 class Script:
@@ -29,6 +43,7 @@ class Script:
         self.deltas: Sequence[Any] = HELLO  # Deltas or TokenDeltas, exceptions, seconds
         self.refusal: Exception | None = None
         self.fault: str | None = None
+        self.loose: list[Loosened] = []
         self.requests: list[ChatRequest] = []
         self.completions: list[CompletionRequest] = []
         self.begun = threading.Event()
@@ -41,31 +56,44 @@ class Script:
     def statistics(self) -> dict[str, Any]:
         return {"max_context": self.max_context, "engine": {"steps": len(self.requests)}, "store": None}
 
+    def loosened(self, request: ChatRequest) -> list[Loosened]:
+        return self.loose
+
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def astream_completions(self, request: CompletionRequest, n: int) -> list[AsyncGenerator[Piece]]:
+    def astream_completions(
+        self, request: CompletionRequest, n: int, admit: Admit | None = None
+    ) -> list[AsyncGenerator[Piece]]:
         """One token an item of `deltas`; a prompt that starts with 0 is too long."""
         if list(request.prompt)[:1] == [0]:
             raise ContextError("too long", param="prompt", code="context_length_exceeded")
+        told = self._admitted(request.max_tokens, n, admit)
         self.completions.append(request)
-        return [self._play() for _ in range(n)]
+        return [self._play(each) for each in told]
 
-    def astream_choices(self, request: ChatRequest, n: int) -> list[AsyncGenerator[Delta]]:
+    def astream_choices(self, request: ChatRequest, n: int, admit: Admit | None = None) -> list[AsyncGenerator[Delta]]:
+        told = self._admitted(request.max_tokens, n, admit)
         if self.refusal is not None:
             raise self.refusal
         self.requests.append(request)
-        told = [PromptRead(replace(USAGE, completion_tokens=0))] if request.tell_prompt else []
-        return [self._play(told) for _ in range(n)]
+        first = [PromptRead(replace(USAGE, completion_tokens=0))] if request.tell_prompt else []
+        return [self._play(each, first) for each in told]
 
     def count_tokens(self, request: ChatRequest) -> int:
         return len(render(request.messages, request.tools).text)
 
+    def _admitted(self, max_tokens: int | None, n: int, admit: Admit | None) -> list[Told]:
+        told = [Told(max_tokens) for _ in range(n)]
+        if admit is not None:
+            admit(told)
+        return told
+
     def astream(self, request: ChatRequest) -> AsyncGenerator[Delta]:
         return self.astream_choices(request, 1)[0]
 
-    async def _play(self, told: Sequence[Any] = ()) -> AsyncGenerator[Any]:
-        begun, closed, closings, deltas = self.begun, self.closed, self.closings, [*told, *self.deltas]
+    async def _play(self, told: Told, first: Sequence[Any] = ()) -> AsyncGenerator[Any]:
+        begun, closed, closings, deltas = self.begun, self.closed, self.closings, [*first, *self.deltas]
         try:
             for delta in deltas:
                 begun.set()
@@ -74,6 +102,7 @@ class Script:
                 if isinstance(delta, float):
                     await asyncio.sleep(delta)
                 else:
+                    told.said += not isinstance(delta, Finished | PromptRead)
                     yield delta
         finally:
             closings.append(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import typing
 
@@ -12,7 +13,6 @@ from openai.types import Completion, completion_create_params
 
 from baltoro.chat.messages import Finished, TokenDelta
 from baltoro.errors import EngineError
-from baltoro.server.completions import CompletionBody
 from tests.server.conftest import Address
 from tests.server.script import USAGE, Script
 
@@ -108,9 +108,43 @@ def test_a_plain_answer_is_valid_for_openai_s_own_types(server: Address) -> None
     Completion.model_validate(server.http.post(PATH, json={"model": "tiny", "prompt": "x"}).json(), strict=True)
 
 
-def test_every_field_of_openai_s_api_is_known_here() -> None:
-    params = completion_create_params.CompletionCreateParamsStreaming
-    assert set(typing.get_type_hints(params)) <= set(CompletionBody.model_fields)
+# Every documented field at a value that asks for something, and the company it needs.
+ASKING: dict[str, tuple[typing.Any, dict]] = {
+    "model": ("moonshotai/Kimi-K2-Instruct", {}),
+    "prompt": ("Twice", {}),
+    "best_of": (3, {}),
+    "echo": (True, {}),
+    "frequency_penalty": (1, {}),
+    "logit_bias": ({"5": 1}, {}),
+    "logprobs": (2, {}),
+    "max_tokens": (7, {}),
+    "n": (2, {}),
+    "presence_penalty": (1, {}),
+    "seed": (3, {}),
+    "stop": (["x"], {}),
+    "stream": (True, {}),
+    "stream_options": ({"include_usage": True}, {"stream": True}),
+    "suffix": ("the end", {}),
+    "temperature": (0.1, {}),
+    "top_p": (0.5, {}),
+    "user": ("ada", {}),
+}
+
+
+@pytest.mark.parametrize("name", typing.get_type_hints(completion_create_params.CompletionCreateParamsStreaming))
+def test_every_field_of_openai_s_api_is_honoured_or_refused_by_name(server: Address, script: Script, name: str) -> None:
+    def heard(body: dict) -> tuple[list, str]:
+        script.completions.clear()
+        response = server.http.post(PATH, json={"model": "tiny", "prompt": "Once"} | body)
+        assert response.status_code == 200, response.text
+        return list(script.completions), re.sub(r'"id":\s*"[^"]*"|"created":\s*[0-9]+', "", response.text)
+
+    value, company = ASKING[name]
+    response = server.http.post(PATH, json={"model": "tiny", "prompt": "Once"} | company | {name: value})
+    if response.status_code == 400:
+        assert response.json()["error"]["param"] == name
+    else:
+        assert heard(company | {name: value}) != heard(company), "ignored"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -9,17 +10,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import anthropic
 import httpx
 import jsonschema
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from baltoro.doctor import live
 from baltoro.llm import LLM
+from baltoro.server import loosened
+from baltoro.server.app import Served, create_app
 from baltoro.server.openai import ChatBody, chat_request
 
 SCHEMA = {
@@ -140,6 +145,112 @@ def test_a_client_that_never_reads_holds_nobody_up_and_leaves_nothing_behind(ser
         time.sleep(0.05)
 
 
+class Weather(BaseModel):
+    city: Annotated[str, Field(max_length=8)]
+    unit: Literal["C", "F"]
+    days: Annotated[list[Annotated[int, Field(ge=0, le=9)]], Field(max_length=3)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parse_gives_a_model_s_object_even_of_a_model_that_knows_nothing(server: openai.OpenAI, seed: int) -> None:
+    completion = server.chat.completions.parse(
+        model="baltoro", messages=HI, response_format=Weather, seed=seed, max_tokens=200
+    )
+    parsed = completion.choices[0].message.parsed
+    assert isinstance(parsed, Weather), completion
+    assert json.loads(completion.choices[0].message.content or "") == parsed.model_dump()
+
+
+def test_with_tools_and_a_format_an_answer_calls_or_is_json(server: openai.OpenAI) -> None:
+    seen: set[str] = set()
+    wishes = {"model": "baltoro", "messages": HI, "max_tokens": 100, "temperature": 2, "parallel_tool_calls": False}
+    for seed in range(40):
+        message = server.chat.completions.parse(
+            **wishes, response_format=Weather, tools=[openai.pydantic_function_tool(Weather, name="w")], seed=seed
+        ).choices[0].message  # fmt: skip
+        if message.tool_calls:
+            assert all(isinstance(call.function.parsed_arguments, Weather) for call in message.tool_calls)
+            assert message.content is None
+        else:
+            assert isinstance(message.parsed, Weather)
+        seen.add("calls" if message.tool_calls else "json")
+        if len(seen) == 2:
+            return
+    raise AssertionError(f"only {seen} in 40 answers")
+
+
+def test_streamed_json_folded_is_the_whole_and_compact(server: openai.OpenAI) -> None:
+    wishes: dict = {"model": "baltoro", "messages": HI, "seed": 4, "max_tokens": 200}
+    wishes["response_format"] = {"type": "json_schema", "json_schema": {"name": "w", "schema": SCHEMA}}
+    whole = server.chat.completions.create(**wishes).choices[0]
+    chunks = list(server.chat.completions.create(**wishes, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole.message.content
+    jsonschema.validate(json.loads(whole.message.content or ""), SCHEMA)
+    assert whole.finish_reason == chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_responses_say_the_same_streamed_and_whole_and_parse(server: openai.OpenAI) -> None:
+    wishes: dict = {"model": "baltoro", "input": "Hi", "temperature": 0, "max_output_tokens": 150}
+    whole = server.responses.parse(**wishes, text_format=Weather)
+    assert isinstance(whole.output_parsed, Weather) and whole.status == "completed"
+    with server.responses.stream(**wishes, text_format=Weather) as stream:
+        text = "".join(event.delta for event in stream if event.type == "response.output_text.delta")
+        final = stream.get_final_response()
+    assert text == whole.output_text == final.output_text
+    assert final.output_parsed == whole.output_parsed
+    assert final.usage is not None and whole.usage is not None
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    cut = server.responses.create(**wishes | {"max_output_tokens": 2}, text={"format": {"type": "json_object"}})
+    assert (cut.status, cut.output_text[:1]) == ("incomplete", "{")
+
+
+def test_required_calls_of_a_response_go_back_into_its_input(server: openai.OpenAI) -> None:
+    tool = {"type": "function", "name": "get_weather", "parameters": SCHEMA, "strict": True}
+    items: list = [{"role": "user", "content": "Hi"}]
+    for turn in range(2):
+        response = server.responses.create(
+            model="baltoro", input=items, tools=[tool], tool_choice="required", parallel_tool_calls=False,
+            temperature=0, max_output_tokens=80,
+        )  # fmt: skip
+        (call,) = response.output
+        assert response.status == "completed" and call.call_id == f"functions.get_weather:{turn}"
+        jsonschema.validate(json.loads(call.arguments), SCHEMA)
+        items += [call, {"type": "function_call_output", "call_id": call.call_id, "output": "{}"}]
+
+
+def test_a_loose_server_drops_what_it_cannot_enforce_and_says_so(
+    tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In this process, without a socket."""
+
+    async def ask(function: dict) -> httpx.Response:
+        tools = [{"type": "function", "function": {"name": "f", **function}}]
+        body = {"model": "tiny", "messages": HI, "tools": tools, "max_tokens": 2}
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://tiny") as client:
+            return await client.post("/v1/chat/completions", json=body)
+
+    schema = SCHEMA | {"properties": SCHEMA["properties"] | {"city": {"type": "string", "pattern": "^(?!x)"}}}
+    with closing(LLM.open(tiny_checkpoint, max_context=CONTEXT, loose_schemas=True)) as llm:
+        app = create_app(Served(llm=llm, names=("tiny",)))
+        answer = asyncio.run(ask({"parameters": schema}))
+        assert answer.status_code == 200, answer.text
+        assert answer.headers[loosened.HEADER] == "f /properties/city/pattern"
+        assert any("'f': /properties/city/pattern" in line for line in caplog.messages)
+        assert loosened.HEADER not in asyncio.run(ask({"parameters": SCHEMA})).headers
+        refused = asyncio.run(ask({"parameters": schema, "strict": True}))
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "tools[0].function.parameters"
+    assert "/properties/city/pattern" in refused.json()["error"]["message"]
+
+
+def test_json_that_is_cut_says_so(server: openai.OpenAI) -> None:
+    wishes: dict = {"model": "baltoro", "messages": HI, "max_tokens": 3, "response_format": {"type": "json_object"}}
+    choice = server.chat.completions.create(**wishes).choices[0]
+    assert choice.finish_reason == "length" and (choice.message.content or "").startswith("{")
+    with pytest.raises(openai.LengthFinishReasonError):
+        server.chat.completions.parse(model="baltoro", messages=HI, max_tokens=3, response_format=Weather)
+
+
 def test_completions_give_the_same_ids_streamed_and_whole(server: openai.OpenAI) -> None:
     wishes = {
         "model": "baltoro",
@@ -177,6 +288,11 @@ def declared(parameters: object) -> list:
             "tools[0].function.parameters",
         ),
         ({"tools": declared({"$ref": "#/nowhere"})}, "tools[0].function.parameters"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "strin"}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "c1"}]}, "messages[0].tool_call_id"),
         ({"messages": [ASSISTANT, {"role": "tool", "content": "x", "tool_call_id": "c2"}]}, "messages[1].tool_call_id"),
@@ -189,7 +305,7 @@ def test_what_only_the_model_can_refuse_is_400_too(server: openai.OpenAI, extra:
     wishes = {"model": "baltoro", "messages": HI, "max_tokens": 5, **extra}
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as refused:
-            server.chat.completions.create(**wishes, stream=stream)
+            server.post("/chat/completions", body={**wishes, "stream": stream}, cast_to=dict)
         assert refused.value.param == param
     assert server.chat.completions.create(model="baltoro", messages=HI, max_tokens=2).choices  # the server lives on
 

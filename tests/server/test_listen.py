@@ -27,15 +27,17 @@ script = Script()
 script.deltas = [TextDelta("a"), float(sys.argv[1]), TextDelta("b"), Finished("stop", USAGE)]
 sockets = listen.bind("127.0.0.1", 0)
 print(listen.port_of(sockets[0]), flush=True)
-cut = listen.run(create_app(Served(llm=script, names=("tiny",))), sockets, grace_s=int(sys.argv[2]))
+served = Served(llm=script, names=("tiny",))
+drain = {"drain_s": float(sys.argv[3]), "draining": served.draining}
+cut = listen.run(create_app(served), sockets, grace_s=int(sys.argv[2]), **drain)
 print("cut", cut)
 """
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
 
 @contextmanager
-def running(*, answer_s: float, grace_s: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    command = [sys.executable, "-c", PROGRAM, str(answer_s), str(grace_s)]
+def running(*, answer_s: float, grace_s: int, drain_s: float = 0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    command = [sys.executable, "-c", PROGRAM, str(answer_s), str(grace_s), str(drain_s)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     url = f"http://127.0.0.1:{process.stdout.readline().strip()}"
@@ -103,6 +105,36 @@ def test_what_does_not_finish_in_time_is_cut_and_counted(signals: list[signal.Si
         assert (process.returncode, out) == (0, "cut 1\n")
         client.join()
         assert "[DONE]" not in client.heard
+
+
+def test_before_it_leaves_it_says_so_and_still_answers_until_told_again() -> None:
+    with running(answer_s=0.1, grace_s=20, drain_s=60) as (process, url):
+        assert httpx.get(f"{url}/ready").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while httpx.get(f"{url}/ready").status_code == 200:
+            assert time.monotonic() < deadline
+        assert httpx.post(f"{url}/v1/chat/completions", json=BODY).text.endswith("data: [DONE]\n\n")
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+        assert (process.returncode, out) == (0, "cut 0\n")
+
+
+def test_when_the_time_to_say_so_is_over_it_leaves_by_itself() -> None:
+    with running(answer_s=0.1, grace_s=20, drain_s=0.3) as (process, _):
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+        assert (process.returncode, out) == (0, "cut 0\n")
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"), [("127.0.0.1", True), ("localhost", True), ("127.1.2.3", True), ("0.0.0.0", False)]
+)
+def test_loopback_is_what_other_machines_cannot_reach(host: str, loopback: bool) -> None:
+    sockets = listen.bind(host, 0)
+    assert all(map(listen.is_loopback, sockets)) is loopback
+    for each in sockets:
+        each.close()
 
 
 def test_it_leaves_when_it_is_told_that_there_is_nothing_to_serve() -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 
 import openai
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk, completion_create_params
 
-from baltoro.chat.messages import ArgumentsDelta, CallBegun, CallEnded, Finished, TextDelta, ToolChoice
+from baltoro.chat.compiler import Loosened
+from baltoro.chat.messages import AnswerFormat, ArgumentsDelta, CallBegun, CallEnded, Finished, TextDelta, ToolChoice
 from baltoro.errors import ContextError, EngineError
-from baltoro.server.openai import ChatBody
+from baltoro.server import loosened
 from tests.server.conftest import Address
 from tests.server.script import USAGE, Script
 
@@ -280,10 +282,127 @@ def test_a_strict_tool_and_one_without_parameters_are_accepted(server: Address, 
     assert script.requests[0].tools[0].parameters == {}
 
 
-def test_every_field_of_openai_s_api_is_known_here(server: Address) -> None:
-    """Honoured, or refused by name: never called unknown."""
-    params = completion_create_params.CompletionCreateParamsStreaming
-    assert set(typing.get_type_hints(params)) <= set(ChatBody.model_fields)
+CITY = WEATHER["function"]["parameters"]
+STREAM = {"stream": True}
+# Every documented field at a value that asks for something, and the company it needs.
+ASKING: dict[str, tuple[typing.Any, dict]] = {
+    "messages": ([{"role": "user", "content": "Ho"}], {}),
+    "model": ("moonshotai/Kimi-K2-Instruct", {}),
+    "audio": ({"voice": "alloy", "format": "wav"}, {}),
+    "frequency_penalty": (1, {}),
+    "function_call": ("none", {}),
+    "functions": ([{"name": "f"}], {}),
+    "logit_bias": ({"5": 1}, {}),
+    "logprobs": (True, {}),
+    "max_completion_tokens": (7, {}),
+    "max_tokens": (7, {}),
+    "metadata": ({"a": "b"}, {}),
+    "modalities": (["audio"], {}),
+    "moderation": ({"model": "omni"}, {}),
+    "n": (2, {}),
+    "parallel_tool_calls": (False, {}),
+    "prediction": ({"type": "content", "content": "Hello"}, {}),
+    "presence_penalty": (1, {}),
+    "prompt_cache_key": ("k", {}),
+    "prompt_cache_options": ({"mode": "implicit"}, {}),
+    "prompt_cache_retention": ("24h", {}),
+    "reasoning_effort": ("high", {}),
+    "response_format": ({"type": "json_object"}, {}),
+    "safety_identifier": ("s", {}),
+    "seed": (3, {}),
+    "service_tier": ("flex", {}),
+    "stop": (["x"], {}),
+    "store": (True, {}),
+    "stream": (True, {}),
+    "stream_options": ({"include_usage": True}, STREAM),
+    "temperature": (0.1, {}),
+    "tool_choice": ("required", {"tools": [WEATHER]}),
+    "tools": ([WEATHER], {}),
+    "top_logprobs": (2, {"logprobs": True}),
+    "top_p": (0.5, {}),
+    "user": ("ada", {}),
+    "verbosity": ("low", {}),
+    "web_search_options": ({}, {}),
+}
+
+
+def heard(server: Address, script: Script, body: dict) -> tuple[list, str]:
+    """What of a body reaches the model, and what comes back but for names and times."""
+    script.reset()
+    response = server.http.post("/v1/chat/completions", json={"model": "tiny", "messages": HI} | body)
+    assert response.status_code == 200, response.text
+    return script.requests, re.sub(r'"id":\s*"[^"]*"|"created":\s*[0-9]+', "", response.text)
+
+
+@pytest.mark.parametrize("name", typing.get_type_hints(completion_create_params.CompletionCreateParamsStreaming))
+def test_every_field_of_openai_s_api_is_honoured_or_refused_by_name(server: Address, script: Script, name: str) -> None:
+    value, company = ASKING[name]
+    response = server.http.post(
+        "/v1/chat/completions", json={"model": "tiny", "messages": HI} | company | {name: value}
+    )
+    if response.status_code == 400:
+        assert response.json()["error"]["param"].startswith(name), response.text
+    else:
+        assert heard(server, script, company | {name: value}) != heard(server, script, company), "ignored"
+
+
+def test_the_client_s_own_books_are_kept_with_the_request(server: Address, script: Script) -> None:
+    books = {"user": "ada", "metadata": {"job": "7"}, "store": True, "safety_identifier": "s", "prompt_cache_key": "k"}
+    server.openai.chat.completions.create(model="tiny", messages=HI, **books)
+    assert script.requests[0].noted == books
+
+
+def test_three_hundred_tools_with_the_longest_names_reach_the_model(server: Address, script: Script) -> None:
+    """OpenAI and Moonshot stop at 128; agents with many MCP servers do not."""
+    names = [f"mcp__server-{i:03}.{'x' * 48}" for i in range(300)]
+    assert {len(name) for name in names} == {64}
+    description = "Über Städte 北京 🥨. " * 20
+    tools = [
+        {"type": "function", "function": {"name": name, "description": description, "parameters": CITY}}
+        for name in names
+    ]
+    response = server.http.post("/v1/chat/completions", json={"model": "tiny", "messages": HI, "tools": tools})
+    assert response.status_code == 200, response.text
+    assert [tool.declaration for tool in script.requests[0].tools] == tools
+
+
+@pytest.mark.parametrize(
+    ("form", "wanted"),
+    [
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, AnswerFormat()),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x", "schema": CITY, "strict": True, "description": "d"}},
+            AnswerFormat(schema=CITY, strict=True, param="response_format.json_schema.schema"),
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"name": "x"}},
+            AnswerFormat(schema={}, param="response_format.json_schema.schema"),
+        ),
+    ],
+)
+def test_every_answer_format_reaches_the_model(
+    server: Address, script: Script, form: dict, wanted: AnswerFormat | None
+) -> None:
+    body = {"model": "tiny", "messages": HI, "response_format": form}
+    assert server.http.post("/v1/chat/completions", json=body).status_code == 200
+    (request,) = script.requests
+    assert request.answer_format == wanted
+    assert [message.content for message in request.messages] == ["Hi"], "the prompt is the client's alone"
+
+
+def test_what_is_not_enforced_is_told_in_a_header(server: Address, script: Script) -> None:
+    body = {"model": "tiny", "messages": HI, "tools": [WEATHER]}
+    assert loosened.HEADER not in server.http.post("/v1/chat/completions", json=body).headers
+    script.loose = [Loosened("get_weather", "/properties/a b/not"), Loosened("response_format", "#/$defs/ü/pattern")]
+    for stream in (False, True):
+        response = server.http.post("/v1/chat/completions", json=body | {"stream": stream})
+        told = "get_weather /properties/a%20b/not, response_format #/$defs/%C3%BC/pattern"
+        assert response.headers[loosened.HEADER] == told
+    script.loose = [Loosened(f"tool_{i}", "/properties/a/pattern") for i in range(1000)]
+    told = server.http.post("/v1/chat/completions", json=body).headers[loosened.HEADER]
+    assert len(told) < loosened.LONGEST + 20 and told.endswith(" more")
+    assert told.count(", ") + int(told.rpartition(", ")[2].split()[0]) == 1000
 
 
 USER = {"role": "user", "content": "Hi"}
@@ -329,12 +448,31 @@ REFUSED = [
     ({"ignore_eos": 1}, "ignore_eos", "boolean"),
     ({"include_stop_str_in_output": True}, "include_stop_str_in_output", "not supported"),
     ({"echo": True}, "echo", "unknown field"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ({"response_format": {"type": "grammar"}}, "response_format.type", "'json_schema'"),
+    ({"response_format": {"type": "json_schema"}}, "response_format", "expected json_schema with type 'json_schema'"),
+    ({"response_format": {"type": "text", "json_schema": {"name": "x"}}}, "response_format", "expected no json_schema"),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "ö", "schema": {}}}},
+        "response_format.json_schema.name",
+        "pattern",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "shema": {}}}},
+        "response_format.json_schema.shema",
+        "did you mean 'schema'?",
+    ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": []}}},
+        "response_format.json_schema.schema",
+        "dictionary",
+    ),
+    ({"function_call": "auto"}, "function_call", "send tool_choice"),
+    ({"web_search_options": {}}, "web_search_options", "declare a tool"),
+    ({"tools": [{"type": "function", "function": {"name": "天气"}}]}, "tools[0].function.name", "pattern"),
     ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
     ({"audio": {"voice": "alloy", "format": "wav"}}, "audio", "not supported"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
-    ({"store": True}, "store", "not supported"),
-    ({"functions": []}, "functions", "not supported"),
+    ({"functions": []}, "functions", "send tools"),
     ({"temprature": 1}, "temprature", "did you mean 'temperature'?"),
     ({"xyzzy": 1}, "xyzzy", "unknown field 'xyzzy'"),
     ({"model": None}, "model", "string"),
@@ -393,8 +531,8 @@ def test_openai_s_client_raises_its_own_exceptions(server: Address, script: Scri
     assert not_found.value.code == "model_not_found"
     assert "tiny" in not_found.value.message
     with pytest.raises(openai.BadRequestError) as bad:
-        server.openai.chat.completions.create(model="tiny", messages=HI, store=True)
-    assert (bad.value.param, bad.value.code) == ("store", "unsupported_value")
+        server.openai.chat.completions.create(model="tiny", messages=HI, verbosity="low")
+    assert (bad.value.param, bad.value.code) == ("verbosity", "unsupported_value")
     script.refusal = ContextError("5000 tokens", param="messages", code="context_length_exceeded")
     with pytest.raises(openai.BadRequestError) as long:
         server.openai.chat.completions.create(model="tiny", messages=HI, stream=True)

@@ -12,7 +12,7 @@ from baltoro.engine.upstream.dialect import Ask, Dialect, Failed, Heard, Malform
 from baltoro.engine.upstream.llama_server import LlamaServer
 from baltoro.engine.upstream.sglang import Sglang
 from baltoro.engine.upstream.vllm import Vllm
-from baltoro.structure import Tag, Tagged
+from baltoro.structure import Document, Tag, Tagged
 
 DIALECTS: list[Dialect] = [Vllm("m"), Sglang(50), LlamaServer(50)]
 TAGGED = Tagged(trigger="<s>", tags=(Tag(begin="<s>f:0<a>", schema={"type": "object"}, end="<e>"),))
@@ -57,6 +57,14 @@ def test_structures_in_each_engines_own_form() -> None:
     assert json.loads(DIALECTS[0].body(ask)["structured_outputs"]["structural_tag"]) == tag
     assert json.loads(DIALECTS[1].body(ask)["sampling_params"]["structural_tag"]) == tag
     assert not {"grammar", "json_schema"} & DIALECTS[2].body(ask).keys()
+
+
+def test_a_document_in_each_engines_own_form() -> None:
+    schema = {"type": "object", "properties": {"ü": {"type": "string"}}}
+    ask = Ask(prompt=[1], sampling=SamplingParams(max_tokens=99), structure=Document(schema=schema))
+    assert DIALECTS[0].body(ask)["structured_outputs"] == {"json": schema}
+    assert json.loads(DIALECTS[1].body(ask)["sampling_params"]["json_schema"]) == schema
+    assert DIALECTS[2].body(ask)["json_schema"] == schema
 
 
 def test_log_probabilities_are_reported_as_ours_are() -> None:
