@@ -334,6 +334,7 @@ class LLM:
         if mail is None or mail.loop is not loop:
             mail = self._mail = Mailbox(loop)
         request = make(partial(mail.put, steps), mail.deliver)
+        reader.marks = request.marks
         self.engine.submit(request)
 
         async def read() -> AsyncGenerator[Item]:

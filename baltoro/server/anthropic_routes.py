@@ -27,7 +27,7 @@ def router(served: Served) -> APIRouter:
         writer = anthropic_writer.Writer(body.model, body.max_tokens)
         async with AsyncExitStack() as sources:
             wanted = anthropic.chat_request(body)
-            (deltas,) = await opened(sources, served.llm.astream_choices(wanted, 1, admission(request)))
+            (deltas,) = await opened(sources, served.llm.astream_choices(wanted, 1, admission(request, body.model)))
             if not body.stream:
                 return await while_connected(request, writer.whole(deltas))
             return EventStream(request, writer.events(deltas), sources.pop_all())
