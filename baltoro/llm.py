@@ -242,6 +242,14 @@ class LLM:
 
     def _chat(self, request: ChatRequest, n: int) -> list[tuple[_Make, ChatReader]]:
         prompt, next_index = self._prompt(request)
+        wanted = request.answer_format
+        if wanted is not None and request.messages[-1].partial:
+            raise RequestError(
+                f"{wanted.name} asks for JSON from the first character on, and the last of messages is partial:"
+                " the answer has begun with it",
+                hint="leave one of them out",
+                param=wanted.param,
+            )
         answers: list[tuple[_Make, ChatReader]] = []
         for wishes in self._split(self._clipped(request, self.max_context - len(prompt)), n):
             constraint = self._grammar.compile(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from baltoro.chat.messages import (
+    AnswerFormat,
     ArgumentsDelta,
     CallBegun,
     CallEnded,
@@ -533,6 +534,13 @@ def test_a_required_call_begins_at_once_behind_a_partial_message(llm: LLM, model
     assert answer.token_ids[0] == T.tool_calls_section_begin
 
 
+def test_a_partial_message_and_a_format_of_the_answer_contradict_each_other(llm: LLM) -> None:
+    for name in ("response_format", "output_config.format"):
+        with pytest.raises(RequestError, match=rf"^{name} .* partial") as refused:
+            llm.stream(opened_by('{"a":', answer_format=AnswerFormat(name=name, param=f"{name}.x")))
+        assert refused.value.param == f"{name}.x"
+
+
 def test_the_prompt_s_usage_is_told_first_where_it_was_asked_for(llm: LLM, model: Model) -> None:
     model.say("Hello<|im_end|>")
     first, *_, last = llm.stream(replace(HELLO, tell_prompt=True))
@@ -554,6 +562,15 @@ def test_max_tokens_may_be_clipped_to_what_the_context_leaves(llm: LLM, model: M
         llm.complete(replace(HELLO, max_tokens=CONTEXT))
     usage = llm.complete(replace(HELLO, max_tokens=CONTEXT, clip_max_tokens=True)).usage
     assert usage.prompt_tokens + usage.completion_tokens == CONTEXT
+    admitted: list[int | None] = []  # what is held for it is what it may use, and a journal has what can be asked again
+
+    async def ask() -> None:
+        request = replace(HELLO, max_tokens=10**9, clip_max_tokens=True)
+        for answer in llm.astream_choices(request, 1, lambda told: admitted.extend(each.max_tokens for each in told)):
+            await answer.aclose()
+
+    asyncio.run(ask())
+    assert admitted == [CONTEXT - usage.prompt_tokens]
     model.say("the " * CONTEXT)
     assert llm.complete(replace(HELLO, max_tokens=3, clip_max_tokens=True)).usage.completion_tokens == 3
     with pytest.raises(ContextError) as refused:

@@ -47,7 +47,7 @@ class Compiled:
 class Loosened:
     """A keyword of a request's schemas that is not enforced, since the server was told to be loose."""
 
-    owner: str  # the tool, or response_format
+    owner: str  # the tool, or the answer format's name
     path: str  # JSON pointer into its schema
 
 
@@ -103,9 +103,7 @@ class Compiler:
 
     def answer(self, wanted: AnswerFormat) -> Compiled:
         """The whole text of an answer."""
-        subject = Subject(
-            name="response_format", contents="its schema", param=wanted.param, is_object=wanted.schema is None
-        )
+        subject = Subject(name=wanted.name, contents="its schema", param=wanted.param, is_object=wanted.schema is None)
         text = _text(wanted.schema, subject)
         if len(text) > MAX_CHARACTERS:
             raise subject.error("", f"a schema of {len(text)} characters", f"at most {MAX_CHARACTERS}")

@@ -114,7 +114,7 @@ class Grammar:
         """What of these schemas is not enforced; [] unless loose."""
         owners = list(self.compiler.tools(tools).items())
         if answer_format is not None:
-            owners.append(("response_format", self.compiler.answer(answer_format)))
+            owners.append((answer_format.name, self.compiler.answer(answer_format)))
         return [Loosened(owner, each.path) for owner, compiled in owners for each in compiled.dropped]
 
     def only(self, ids: Iterable[int]) -> Mask:

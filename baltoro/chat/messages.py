@@ -58,7 +58,8 @@ class AnswerFormat:
 
     schema: Json = None  # a JSON schema; None: any object
     strict: bool = False  # as of a Tool
-    param: str = "response_format"  # where the request holds it
+    name: str = "response_format"  # the field that asks for it, as errors, the log and clients call it
+    param: str = "response_format"  # where in the request its schema is, or else what asks for it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -63,7 +63,9 @@ def replay(
             raise typer.BadParameter("is for a server", param_hint="--model")
         from baltoro.llm import LLM
 
-        with closing(LLM.open(against, threads=threads, format=format.value if format else None)) as llm:
+        weights = format.value if format else None
+        # Loose, for what a loose server answered: schemas that are enforced whole are no less so.
+        with closing(LLM.open(against, threads=threads, format=weights, loose_schemas=True)) as llm:
 
             async def ask_model() -> Sequence[Difference]:
                 async with replaying.loaded(llm) as target:

@@ -27,6 +27,7 @@ from baltoro.chat.messages import ChatRequest, Json, Tool, ToolChoice
 from baltoro.errors import RequestError
 from baltoro.server.anthropic_blocks import CacheControl, MessageBody, Text, messages, system_messages
 from baltoro.server.body import Strict, only
+from baltoro.server.formats import MessageFormat
 
 TEMPERATURE_SCALE = 0.6  # K2's temperature over Anthropic's
 
@@ -51,7 +52,7 @@ class ToolBody(Strict):
     description: str | None = None
     input_schema: dict[str, Json]
     cache_control: CacheControl = None
-    strict: bool | None = None  # arguments always follow the schema
+    strict: bool | None = None  # arguments always follow the schema; true: even where schemas may be loose
     eager_input_streaming: bool | None = None  # and are told as they come
     input_examples: Annotated[Json, only([])] = None
     defer_loading: Annotated[Json, only(False)] = None
@@ -63,7 +64,7 @@ class ToolBody(Strict):
             function["description"] = self.description
         function["parameters"] = self.input_schema
         declaration = {"type": "function", "function": function}
-        return Tool(name=self.name, parameters=self.input_schema, declaration=declaration)
+        return Tool(name=self.name, parameters=self.input_schema, declaration=declaration, strict=bool(self.strict))
 
 
 class Choice(Strict):
@@ -88,7 +89,7 @@ class Thinking(Strict):
 
 class OutputConfig(Strict):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    format: Annotated[Json, only()] = None
+    format: MessageFormat | None = None
     task_budget: Annotated[Json, only()] = None
 
 
@@ -123,7 +124,7 @@ class PromptBody(Strict):
     billing_policy: Annotated[Json, only()] = None
     compaction: Annotated[Json, only()] = None
     mcp_servers: Annotated[Json, only([])] = None
-    output_format: Annotated[Json, only()] = None
+    output_format: Annotated[Json, only(instead="send output_config.format")] = None
     speed: Annotated[Json, only("standard")] = None
 
 
@@ -167,8 +168,16 @@ def chat_request(body: MessagesBody) -> ChatRequest:
         "stop": tuple(body.stop_sequences or ()),
     }
     wishes = {name: value for name, value in given.items() if value is not None}
-    prompt = prompt_request(body)
-    return replace(prompt, max_tokens=body.max_tokens, clip_max_tokens=True, tell_prompt=True, **wishes)
+    config = body.output_config
+    return replace(
+        prompt_request(body),
+        answer_format=config.format.wanted() if config and config.format else None,
+        max_tokens=body.max_tokens,
+        clip_max_tokens=True,
+        tell_prompt=True,
+        noted={} if body.metadata is None else {"metadata": body.metadata.model_dump(exclude_none=True)},
+        **wishes,
+    )
 
 
 def _tools(bodies: list[ToolBody]) -> tuple[Tool, ...]:

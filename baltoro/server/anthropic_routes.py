@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse
 
-from baltoro.server import anthropic, anthropic_writer
+from baltoro.server import anthropic, anthropic_writer, loosened
 from baltoro.server.body import JsonRoute
 from baltoro.server.gate import admission
 from baltoro.server.replies import EventStream, opened, while_connected
@@ -25,12 +25,16 @@ def router(served: Served) -> APIRouter:
     async def messages(request: Request, body: Annotated[anthropic.MessagesBody, Body()]) -> Response:
         served.check(body.model)
         writer = anthropic_writer.Writer(body.model, body.max_tokens)
+        wanted = anthropic.chat_request(body)
+        headers = await loosened.headers(served.llm, wanted)
         async with AsyncExitStack() as sources:
-            wanted = anthropic.chat_request(body)
             (deltas,) = await opened(sources, served.llm.astream_choices(wanted, 1, admission(request, body.model)))
-            if not body.stream:
-                return await while_connected(request, writer.whole(deltas))
-            return EventStream(request, writer.events(deltas), sources.pop_all())
+            if body.stream:
+                answer = EventStream(request, writer.events(deltas), sources.pop_all())
+            else:
+                answer = await while_connected(request, writer.whole(deltas))
+        answer.headers.update(headers)
+        return answer
 
     @routes.post("/v1/messages/count_tokens")
     async def count_tokens(body: Annotated[anthropic.PromptBody, Body()]) -> Response:

@@ -1,7 +1,8 @@
-"""What an answer's text is to look like, as OpenAI's two APIs ask for it: text, any JSON object, JSON by a schema.
+"""What an answer's text is to look like, as three APIs ask for it: text, any JSON object, JSON by a schema.
 
-Chats nest the schema (`response_format.json_schema`), responses do not (`text.format`). `strict` changes one thing:
-a schema that cannot be enforced is refused even with --loose-schemas. Every other schema is enforced all the same.
+OpenAI's chats nest the schema (`response_format.json_schema`), its responses do not (`text.format`), and messages of
+Anthropic's have a schema or nothing (`output_config.format`). `strict` changes one thing: a schema that cannot be
+enforced is refused even with --loose-schemas. Every other schema is enforced all the same.
 """
 
 from __future__ import annotations
@@ -59,8 +60,19 @@ class TextFormat(Strict):
 
     def wanted(self) -> AnswerFormat | None:
         if self.schema_ is None:
-            return None if self.type == "text" else AnswerFormat(param="text.format")
-        return AnswerFormat(schema=self.schema_, strict=bool(self.strict), param="text.format.schema")
+            return None if self.type == "text" else AnswerFormat(name="text.format", param="text.format")
+        strict, where = bool(self.strict), "text.format.schema"
+        return AnswerFormat(schema=self.schema_, strict=strict, name="text.format", param=where)
+
+
+class MessageFormat(Strict):
+    """Of a message."""
+
+    type: Literal["json_schema"]
+    schema_: Annotated[dict[str, Json], Field(alias="schema")]
+
+    def wanted(self) -> AnswerFormat:
+        return AnswerFormat(schema=self.schema_, name="output_config.format", param="output_config.format")
 
 
 def _agree(kind: Kind, field: str, *, given: bool) -> None:

@@ -17,9 +17,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from baltoro.chat.call_ids import canonicalize
-from baltoro.chat.messages import ArgumentsDelta, CallBegun, CallEnded, Finished, Message, TextDelta, ToolChoice
+from baltoro.chat.compiler import Loosened
+from baltoro.chat.messages import (
+    AnswerFormat,
+    ArgumentsDelta,
+    CallBegun,
+    CallEnded,
+    Finished,
+    Message,
+    TextDelta,
+    ToolChoice,
+)
 from baltoro.chat.template import render
 from baltoro.errors import ContextError, EngineError, QueueFull
+from baltoro.server import loosened
 from baltoro.server.anthropic import MessagesBody, PromptBody
 from baltoro.server.body import MAX_BODY_BYTES
 from tests.server.conftest import Address
@@ -315,6 +326,25 @@ def test_what_claude_code_sends_is_served(server: Address, script: Script) -> No
     assert [message.role for message in request.messages] == ["system", "user", "system"]
 
 
+def test_a_format_is_the_schema_of_the_answer(server: Address, script: Script) -> None:
+    output_config: Any = {"effort": "low", "format": {"type": "json_schema", "schema": SCHEMA}}
+    wanted = asked(server, script, output_config=output_config).answer_format
+    assert wanted == AnswerFormat(schema=SCHEMA, name="output_config.format", param="output_config.format")
+    assert asked(server, script, output_config={"effort": "low"}).answer_format is None
+
+
+def test_what_a_loose_server_does_not_enforce_is_told(server: Address, script: Script) -> None:
+    script.loose = [Loosened("get_weather", "/properties/a b/not"), Loosened("output_config.format", "/pattern")]
+    output_config: Any = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    for stream in (False, True):
+        body = {**GOOD, "stream": stream, "tools": [WEATHER], "output_config": output_config}
+        told = server.http.post(PATH, json=body).headers[loosened.HEADER]
+        assert told == "get_weather /properties/a%20b/not, output_config.format /pattern"
+    assert loosened.HEADER not in server.http.post(PATH, json=GOOD).headers  # nothing has a schema
+    request = asked(server, script, tools=[{**WEATHER, "strict": True}, {**WEATHER, "name": "g"}])
+    assert [tool.strict for tool in request.tools] == [True, False]
+
+
 def test_tokens_are_counted_without_an_answer(server: Address, script: Script) -> None:
     """The script counts characters of the prompt."""
     counted = server.anthropic.messages.count_tokens(model="tiny", messages=HI, system="Be brief.", tools=[WEATHER])
@@ -376,7 +406,10 @@ REFUSED = [
     ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, "thinking.budget_tokens"),
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, 'thinking.type is "enabled"'),
     ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "context_management.edits[0].type"),
-    ({"output_config": {"format": {"type": "json_schema", "schema": {}}}}, "output_config.format"),
+    ({"output_config": {"format": {"type": "json_object"}}}, "output_config.format.type"),
+    ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema is required"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": {}, "strict": True}}}, "unknown field"),
+    ({"output_format": {"type": "json_schema", "schema": {}}}, "send output_config.format"),
     ({"mcp_servers": [{"type": "url", "url": "https://x", "name": "x"}]}, "mcp_servers"),
     ({"container": "c"}, "container"),
     ({"stop_sequences": [""]}, "stop_sequences[0]"),

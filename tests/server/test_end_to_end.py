@@ -342,6 +342,24 @@ def test_anthropic_s_client_hears_the_same_streamed_and_whole(claude: anthropic.
         assert told[0] == told[1]
 
 
+class Sky(BaseModel):
+    """Without lengths: Anthropic's client leaves them out of the schema that it sends, and checks them afterwards."""
+
+    colour: Literal["grey", "blue"]
+    rainy: bool
+
+
+def test_anthropic_s_client_parses_its_model_out_of_every_answer(claude: anthropic.Anthropic) -> None:
+    wishes: Any = {"model": "baltoro", "max_tokens": 150, "messages": HI, "output_format": Sky}
+    whole = claude.messages.parse(**wishes)
+    assert isinstance(whole.parsed_output, Sky) and whole.stop_reason == "end_turn"
+    with claude.messages.stream(**wishes) as stream:
+        assert isinstance(stream.get_final_message().parsed_output, Sky)
+    opened: Any = [*HI, {"role": "assistant", "content": '{"city":'}]
+    with pytest.raises(anthropic.BadRequestError, match=r"output_config.format asks .* messages is partial"):
+        claude.messages.parse(**{**wishes, "messages": opened})
+
+
 def test_anthropic_s_count_is_what_an_answer_then_costs(claude: anthropic.Anthropic) -> None:
     prompt: Any = {"messages": HI, "system": "Be brief. " * 20, "tools": [CUSTOM]}
     counted = claude.messages.count_tokens(model="baltoro", **prompt)
@@ -417,3 +435,6 @@ def test_the_token_count_of_moonshot_and_a_partial_message(server: openai.OpenAI
     with pytest.raises(openai.BadRequestError) as refused:
         server.chat.completions.create(model="baltoro", messages=[opened, *HI])
     assert refused.value.param == "messages[0].partial"
+    with pytest.raises(openai.BadRequestError, match=r"response_format asks .* messages is partial") as refused:
+        server.chat.completions.create(model="baltoro", messages=[*HI, opened], response_format={"type": "json_object"})
+    assert refused.value.param == "response_format"

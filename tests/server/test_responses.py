@@ -228,10 +228,10 @@ def test_parse_reads_a_model_s_object(server: Address, script: Script) -> None:
     ("form", "wanted"),
     [
         ({"type": "text"}, None),
-        ({"type": "json_object"}, AnswerFormat(param="text.format")),
+        ({"type": "json_object"}, AnswerFormat(name="text.format", param="text.format")),
         (
             {"type": "json_schema", "name": "x", "schema": CITY, "strict": True},
-            AnswerFormat(schema=CITY, strict=True, param="text.format.schema"),
+            AnswerFormat(schema=CITY, strict=True, name="text.format", param="text.format.schema"),
         ),
     ],
 )
