@@ -342,8 +342,8 @@ class LLM:
         if mail is None or mail.loop is not loop:
             mail = self._mail = Mailbox(loop)
         request = make(partial(mail.put, steps), mail.deliver)
-        reader.marks = request.marks
         self.engine.submit(request)
+        reader.marks = request.marks
 
         async def read() -> AsyncGenerator[Item]:
             try:

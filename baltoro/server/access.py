@@ -28,7 +28,7 @@ class AccessLog:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began_s, status = time.monotonic(), 499  # the client left before there was one
+        began_s, status = time.monotonic(), tally.GONE
         counted = tally.of(scope)
 
         async def see(message: Message) -> None:
@@ -65,7 +65,7 @@ def _facts(scope: Scope, status: int, seconds: float, counted: tally.Tally) -> d
         "model": counted.model,
         "trace_id": counted.trace_id,
     }
-    if (usage := counted.usage) is not None:
+    if (usage := counted.usage) is not None and tally.ran(status):
         facts |= {
             "prompt_tokens": usage.prompt_tokens,
             "cached_tokens": usage.cached_tokens,

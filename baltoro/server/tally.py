@@ -11,6 +11,8 @@ from baltoro import choices
 from baltoro.answer import Progress, Reader
 from baltoro.chat.messages import Usage
 
+GONE = 499  # nginx's word for a client that left before its answer began
+
 
 class Tally:
     """Filled while the request is under way; numbers and names, never a text."""
@@ -41,6 +43,11 @@ class Tally:
     def finishes(self) -> list[str]:
         """How each answer ended; "error" where it failed, "left" where nobody waited for its end."""
         return [each.finish or ("error" if each.over else "left") for each in self.readers]
+
+
+def ran(status: int) -> bool:
+    """Whether a request with this answer used the model: what was refused, or failed before it began, did not."""
+    return status < 400 or status == GONE
 
 
 def of(scope: Scope) -> Tally:

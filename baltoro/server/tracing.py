@@ -39,7 +39,7 @@ class Tracing:
         span = self._tracer.start_span("POST", parent, SpanKind.SERVER, {"http.request.method": "POST"})
         counted = tally.of(scope)
         counted.trace_id = format_trace_id(span.get_span_context().trace_id)
-        status, streamed = 0, False  # 0: the client left before there was one
+        status, streamed, failure = tally.GONE, False, None
 
         async def see(message: Message) -> None:
             nonlocal status, streamed
@@ -51,25 +51,30 @@ class Tracing:
         try:
             return await self._app(scope, receive, see)
         except Exception as error:
-            span.set_attribute("error.type", type(error).__qualname__)
+            failure = type(error).__qualname__
             raise
         finally:
             if span.is_recording():
                 route: Any = getattr(scope.get("route"), "path", None)
                 span.update_name(f"POST {route}" if route else "POST")
                 span.set_attributes(_http(scope, status, route) | _asked(counted, route, streamed=streamed))
-                span.set_attributes(_answered(counted, began_s, streamed=streamed))
-                if status >= 500 or "error" in counted.finishes:
-                    span.set_attribute("error.type", str(status) if status >= 500 else "engine")
+                if tally.ran(status):
+                    span.set_attributes(_answered(counted, began_s, streamed=streamed))
+                    for number, reader in enumerate(counted.readers):
+                        self._phases(span, reader, number, zero_ns)
+                if status >= 500:
+                    failure = str(status)
+                elif failure is None and "error" in counted.finishes:
+                    failure = "engine"
+                if failure is not None:
+                    span.set_attribute("error.type", failure)
                     span.set_status(StatusCode.ERROR)
-                for number, reader in enumerate(counted.readers):
-                    self._phases(span, reader, number, zero_ns)
             span.end()
 
     def _phases(self, span: Span, reader: Reader[Any], number: int, zero_ns: int) -> None:
         """Children of `span`, as far as the answer got. Behind a URL the first token is all that is heard of."""
         marks, over_s = reader.marks, reader.over_s or time.monotonic()
-        if marks is None:  # refused before it was submitted
+        if marks is None:  # it was never submitted: the client left, or another choice was refused
             return
         first_s = marks.first_s if marks.began_s is not None else reader.first_s
         starts = [("queue", marks.arrived_s), ("prefill", marks.began_s), ("decode", first_s)]
@@ -85,9 +90,7 @@ class Tracing:
             elif name != "queue":
                 told["gen_ai.usage.input_tokens"] = usage.prompt_tokens
                 told["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
-            child = self._tracer.start_span(
-                name, inside, attributes=told, start_time=zero_ns + int(at * 1e9)
-            )  # fmt: skip
+            child = self._tracer.start_span(name, inside, attributes=told, start_time=zero_ns + int(at * 1e9))
             child.end(zero_ns + int(end * 1e9))
 
 
@@ -95,10 +98,9 @@ def _http(scope: Scope, status: int, route: str | None) -> Attributes:
     found: Attributes = {
         "url.path": scope["path"],
         "url.scheme": scope["scheme"],
+        "http.response.status_code": status,
         "baltoro.request_id": scope["state"]["request_id"],
     }
-    if status:
-        found["http.response.status_code"] = status
     if route is not None:
         found["http.route"] = route
     if scope.get("client"):

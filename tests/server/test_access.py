@@ -143,6 +143,7 @@ def test_faults_of_ours_are_warnings_and_tell_no_text(watched: Address, script: 
     assert watched.http.post("/v1/chat/completions", json=BODY, headers=KEY).status_code == 500
     facts, _ = heard.request()
     assert (facts["status"], facts["level"]) == (500, "warning")
+    assert "prompt_tokens" not in facts
     assert "KeyError" in heard.fault()
     assert SECRET not in "".join(heard.lines)
 

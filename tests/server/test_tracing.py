@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 from starlette.types import ASGIApp
 
 from baltoro.chat.messages import TextDelta
-from baltoro.errors import EngineError
+from baltoro.errors import EngineError, QueueFull
 from baltoro.llm import LLM
 from baltoro.server import otlp
 from baltoro.server.access import AccessLog
@@ -203,6 +203,7 @@ def test_a_fault_is_an_error_and_tells_its_kind_alone(collector: Collector) -> N
     request, _ = collector.spans()
     assert request.status.status_code is StatusCode.ERROR
     assert request.attributes["error.type"] == "500"
+    assert "gen_ai.usage.input_tokens" not in request.attributes
     assert SECRET not in collector.everything()
 
 
@@ -250,3 +251,50 @@ def test_a_whole_trace_is_json_that_names_no_text(collector: Collector) -> None:
     )
     json.loads(collector.spans()[0].to_json())
     assert SECRET not in collector.everything()
+
+
+def test_a_full_queue_is_a_span_without_phases(collector: Collector, llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> None:
+        raise QueueFull("the queue is full", retry_after_s=1)
+
+    monkeypatch.setattr(llm.engine, "submit", full)
+    assert post(app(llm, collector), BODY).status_code == 429
+    request, children = collector.spans()
+    assert not children
+    assert request.attributes["gen_ai.request.model"] == "tiny"
+    assert "gen_ai.usage.input_tokens" not in request.attributes
+
+
+def test_who_leaves_in_the_middle_ends_the_span_with_what_was_computed(collector: Collector, llm: LLM) -> None:
+    """The client hears the first event, and nothing of it can be sent any more."""
+
+    async def ask() -> None:
+        sent: list[dict] = []
+        heard = asyncio.Event()
+        body = json.dumps(BODY | {"stream": True, "max_tokens": 300, "ignore_eos": True}).encode()
+        incoming = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive() -> dict:
+            if incoming:
+                return incoming.pop()
+            await heard.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: dict) -> None:
+            sent.append(message)
+            if message.get("body"):
+                heard.set()
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/chat/completions", "raw_path": b"/v1/chat/completions",
+            "scheme": "http", "http_version": "1.1", "query_string": b"", "root_path": "", "client": None,
+            "headers": [(b"content-type", b"application/json")], "server": ("tiny", 80), "asgi": {"version": "3.0"},
+        }  # fmt: skip
+        await app(llm, collector)(scope, receive, send)
+
+    asyncio.run(ask())
+    request, children = collector.spans()
+    assert request.attributes["gen_ai.response.finish_reasons"] == ("left",)
+    assert request.attributes["gen_ai.usage.output_tokens"] < 300
+    assert [each.name for each in children] == ["queue", "prefill", "decode"]
+    assert request.status.status_code is StatusCode.UNSET
