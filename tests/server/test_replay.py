@@ -33,8 +33,11 @@ SCHEMA = {
 }
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Weather", "parameters": SCHEMA}}
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "Hi there"}], "max_tokens": 20}
+BOOKS = {"user": "u1", "metadata": {"who": "somebody"}}  # the client's own
 CALL = CHAT | {"tools": [TOOL], "tool_choice": "required", "max_tokens": 60, "seed": 3}
 COMPLETION = {"model": "tiny", "prompt": ["Hi", "there"], "n": 2, "max_tokens": 9, "temperature": 1, "stop": ["zz"]}
+MESSAGE = CHAT | {"max_tokens": 10**6, "temperature": 0, "stream": True}  # these dialects have no seed
+RESPONSE = {"model": "tiny", "input": "Hi there", "max_output_tokens": 20, "temperature": 0}
 KEPT = {"x-request-id": "mine"}
 
 
@@ -76,9 +79,11 @@ def recorded(
     with recording(model, tiny_checkpoint, folder, content=request.param) as address:
         for path, body in (
             ("/v1/chat/completions", CHAT),
-            ("/v1/chat/completions", CHAT | {"stream": True, "stream_options": {"include_usage": True}}),
+            ("/v1/chat/completions", CHAT | BOOKS | {"stream": True, "stream_options": {"include_usage": True}}),
             ("/v1/chat/completions", CALL),
             ("/v1/completions", COMPLETION),
+            ("/v1/messages", MESSAGE),
+            ("/v1/responses", RESPONSE),
         ):
             assert address.http.post(path, json=body, headers=KEPT).status_code == 200
         assert address.http.post("/v1/completions", json={"model": "nobody", "prompt": "Hi"}).status_code == 404
@@ -95,12 +100,13 @@ def again(records: list[Record], llm: LLM) -> list[Difference]:
 
 
 def test_what_reached_the_model_is_recorded_and_nothing_else(recorded: list[Record]) -> None:
-    assert [each["path"].rpartition("/v1/")[2] for each in recorded] == ["chat/completions"] * 3 + ["completions"]
+    paths = ["chat/completions"] * 3 + ["completions", "messages", "responses"]
+    assert [each["path"].removeprefix("/v1/") for each in recorded] == paths
     assert {(each["status"], each["key"], each["id"]) for each in recorded} == {(200, None, "mine")}
     for record in recorded:
         assert len(record["weights"]) == len(record["template"]) == 64
         answers = [answer for prompt in record["prompts"] for answer in prompt["answers"]]
-        assert len(answers) == (4 if record["path"].endswith("v1/completions") else 1)
+        assert len(answers) == (4 if record["path"] == "/v1/completions" else 1)
         for answer in answers:
             assert len(answer["token_ids"]) == answer["usage"]["completion_tokens"] > 0
             assert answer["finish"] in ("stop", "length", "tool_calls")
@@ -120,23 +126,24 @@ def test_content_is_there_when_it_was_asked_for_alone(recorded: list[Record], mo
         (call,) = recorded[2]["prompts"][0]["answers"][0]["calls"]
         assert call["name"] == "weather"
         jsonschema.validate(json.loads(call["arguments"]), SCHEMA)
+    assert ("u1" in json.dumps(recorded[1])) == ("somebody" in json.dumps(recorded[1])) == ("body" in recorded[1])
     ids = recorded[3]["prompts"][0]["prompt_ids"]
     assert model.tokenizer.decode(ids) == "Hi"
 
 
 def test_the_same_weights_say_the_same_again(recorded: list[Record], model: LLM) -> None:
     found = again(recorded, model)
-    assert len(found) == 4
+    assert len(found) == 6
     for record, each in zip(recorded, found, strict=True):
         # Random weights want to say control tokens, and only a chat that is known as one keeps them from it.
-        constrained = "body" not in record and record["path"] == "/v1/chat/completions"
+        constrained = "body" not in record and record["path"] != "/v1/completions"
         assert each.error is None
         assert each.same_tokens is True or constrained, each
         assert each.seconds[1] > 0
     if "body" in recorded[0]:
         assert all(each.same and each.same_prompt for each in found)
         assert (found[2].valid_calls, found[2].num_calls) == ((1, 1), (1, 1))
-        assert summary(found)["same"] == 4
+        assert summary(found)["same"] == 6
 
 
 def test_other_weights_are_told_apart(recorded: list[Record], other: LLM) -> None:
@@ -155,10 +162,10 @@ def test_a_server_is_asked_over_http(recorded: list[Record], model: LLM) -> None
 
     with serving(create_app(Served(llm=model, names=("another name",)))) as address:
         found = asyncio.run(ask(f"{address.url}/v1"))
-    assert [each.error for each in found] == [None] * 4
+    assert [each.error for each in found] == [None] * 6
     if "body" in recorded[0]:
-        assert [each.same_tokens for each in found] == [None, None, None, True]  # chats are answered without ids
-        assert [each.same_text for each in found] == [True, True, True, None]
+        assert [each.same_tokens for each in found[:4]] == [None, None, None, True]  # chats are answered without ids
+        assert [each.same_text for each in found[:4]] == [True, True, True, None]
         assert found[2].same_calls and found[2].valid_calls == (1, 1)
     else:
         assert found[3].same_tokens is True
