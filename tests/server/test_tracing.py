@@ -29,7 +29,9 @@ from baltoro.server import otlp
 from baltoro.server.access import AccessLog
 from baltoro.server.app import Served, create_app
 from baltoro.server.tracing import Tracing
+from tests.engine.upstream.faulty import FaultyUpstream
 from tests.server.script import Script
+from tests.test_upstreams import nano
 
 SECRET = "my-secret-prompt"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": SECRET}]}
@@ -298,3 +300,17 @@ def test_who_leaves_in_the_middle_ends_the_span_with_what_was_computed(collector
     assert request.attributes["gen_ai.usage.output_tokens"] < 300
     assert [each.name for each in children] == ["queue", "prefill", "decode"]
     assert request.status.status_code is StatusCode.UNSET
+
+
+def test_behind_a_url_the_first_token_is_all_that_is_timed(collector: Collector) -> None:
+    upstream = FaultyUpstream(nano(), "vllm")
+    try:
+        with closing(LLM.connect("nano", [upstream.url])) as gateway:
+            post(app(gateway, collector), BODY | {"max_tokens": 4, "ignore_eos": True})
+    finally:
+        upstream.close()
+    request, children = collector.spans()
+    assert [each.name for each in children] == ["first_token", "decode"]
+    assert children[0].end_time == children[1].start_time
+    assert children[0].attributes["gen_ai.usage.input_tokens"] == request.attributes["gen_ai.usage.input_tokens"]
+    assert children[1].attributes["gen_ai.usage.output_tokens"] == 4
