@@ -29,7 +29,7 @@ from baltoro.chat.parser import Folded, IncompleteCall, Parser, fold
 from baltoro.chat.stops import StopStrings
 from baltoro.chat.tokenizer import Detokenizer, Tokenizer
 from baltoro.engine.request import FinishReason as EngineFinish
-from baltoro.engine.request import Scored, Step
+from baltoro.engine.request import Marks, Scored, Step
 from baltoro.errors import BaltoroError, EngineError
 
 Item = TypeVar("Item")  # Delta of a chat, Piece of a completion
@@ -72,7 +72,9 @@ class Reader(ABC, Generic[Item]):
         self.tokens: list[int] = []
         self.over = False
         self.finish: FinishReason | None = None  # once it has one
-        self.first_s: float | None = None  # time.monotonic() when the first token was read
+        self.first_s: float | None = None  # time.monotonic() when the first token was read, and when the end was
+        self.over_s: float | None = None
+        self.marks: Marks | None = None  # the engine's; None until it has the request
         self._cached_tokens = 0
         self._tokenizer = tokenizer
         self._stops = StopStrings(wishes.stop)
@@ -90,7 +92,7 @@ class Reader(ABC, Generic[Item]):
         if self.first_s is None and step.token is not None:
             self.first_s = time.monotonic()
         if step.finish is EngineFinish.ERROR:
-            self.over = True
+            self.over, self.over_s = True, time.monotonic()
             if isinstance(step.error, BaltoroError):
                 raise step.error
             raise EngineError(f"the engine failed: {step.error!r}")
@@ -101,7 +103,7 @@ class Reader(ABC, Generic[Item]):
         if step.finish is not None and self._stops.found is None:
             items += self._flush()
         if step.finish is not None or self._stops.found is not None:
-            self.over = True
+            self.over, self.over_s = True, time.monotonic()
             reason = "stop" if self._stops.found is not None else self._reason(step.finish)
             self.finish = reason
             items.append(cast("Item", Finished(reason, self.usage, self._stops.found)))

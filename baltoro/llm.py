@@ -343,6 +343,7 @@ class LLM:
             mail = self._mail = Mailbox(loop)
         request = make(partial(mail.put, steps), mail.deliver)
         self.engine.submit(request)
+        reader.marks = request.marks
 
         async def read() -> AsyncGenerator[Item]:
             try:

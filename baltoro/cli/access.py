@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from baltoro.cli.operations import Say
 from baltoro.errors import BaltoroError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class Access:
                 "with --keys; --insecure-no-keys where everybody may",
             )
 
-    def accounts(self, names: tuple[str, ...]) -> Accounts | None:
+    def accounts(self, names: tuple[str, ...], say: Say) -> Accounts | None:
         """names: of the model that is served. None: everybody may ask."""
         secret = _secret()
         if not self.keys and secret is None:
@@ -64,11 +65,11 @@ class Access:
             return OneKey(secret)
         from baltoro.server.store import Store
 
-        prices = self._price_list(names)
+        prices = self._price_list(names, say)
         store = Store(self.database)
-        typer.echo(f"keys are in {store.place}", err=True)
+        say(f"keys are in {store.place}")
         if not any(key.revoked_s is None for key in store.all_keys()):
-            typer.echo("there is no key yet: `baltoro keys create NAME`", err=True)
+            say("there is no key yet: `baltoro keys create NAME`")
         return Books(store, names, prices)
 
     def _prices(self) -> dict[str, Path | str | None]:
@@ -79,13 +80,13 @@ class Access:
             "price-output": self.price_output,
         }
 
-    def _price_list(self, names: tuple[str, ...]) -> dict[str, Price]:
+    def _price_list(self, names: tuple[str, ...], say: Say) -> dict[str, Price]:
         from baltoro.server import prices
 
         if self.prices is not None:
             listed = prices.read(self.prices)
             if prices.find(listed, names) is None:
-                typer.echo(f"{self.prices} has no price for {', '.join(names)}: nothing costs anything", err=True)
+                say(f"{self.prices} has no price for {', '.join(names)}: nothing costs anything")
             return listed
         if self.price_input is None:
             return {}

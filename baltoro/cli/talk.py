@@ -7,14 +7,16 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from baltoro.cli import journaling
+from baltoro.cli import journaling, operations
 from baltoro.cli.access import Access
 from baltoro.cli.app import app
+from baltoro.cli.operations import LogFormat, LogLevel, Say
 from baltoro.cli.options import (
     MODEL_HELP,
     AnyFormat,
@@ -41,6 +43,7 @@ STUCK_AFTER_S = 600.0  # the same
 
 def _open(
     model: str,
+    say: Say,
     *,
     threads: int | None,
     format: WeightFormat | None,
@@ -62,7 +65,7 @@ def _open(
     from baltoro.start import PREFIX_DISK_BYTES
 
     began = time.monotonic()
-    typer.echo(f"loading {model} ...", err=True)
+    say(f"loading {model} ...")
     llm = LLM.open(
         model,
         max_context=max_context,
@@ -81,27 +84,26 @@ def _open(
         prefix_disk_bytes=prefix_disk_bytes or PREFIX_DISK_BYTES,
         draw_seeds=draw_seeds,
     )
-    typer.echo(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens", err=True)
+    say(f"loaded in {time.monotonic() - began:.1f} s; context {llm.max_context} tokens")
     if store := llm.engine.store:
-        typer.echo(
-            f"{store.slots:,} experts in {store.budget_bytes / 1e9:.1f} GB, the others are read from disk", err=True
-        )
+        say(f"{store.slots:,} experts in {store.budget_bytes / 1e9:.1f} GB, the others are read from disk")
         if store.slots < store.chosen:
-            typer.echo(f"a token chooses {store.chosen} of each layer: every use is a read, and slow", err=True)
+            say(f"a token chooses {store.chosen} of each layer: every use is a read, and slow")
     return llm
 
 
-def _connect(model: str, upstreams: list[str], *, max_context: int | None, loose_schemas: bool) -> LLM:
+def _connect(model: str, say: Say, upstreams: list[str], *, max_context: int | None, loose_schemas: bool) -> LLM:
     from baltoro.llm import LLM
 
-    typer.echo(f"asking {', '.join(upstreams)} ...", err=True)
+    say(f"asking {', '.join(upstreams)} ...")
     key = os.environ.get("BALTORO_UPSTREAM_KEY")
     llm = LLM.connect(model, upstreams, max_context=max_context, key=key, loose_schemas=loose_schemas)
-    typer.echo(f"context {llm.max_context} tokens", err=True)
+    say(f"context {llm.max_context} tokens")
     return llm
 
 
 @app.command()
+@operations.errors_are_lines
 def serve(
     model: OptionalModel = "nano",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
@@ -192,6 +194,27 @@ def serve(
     insecure_no_keys: Annotated[
         bool, typer.Option("--insecure-no-keys", help="Listen on other networks than loopback without asking for keys.")
     ] = False,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Speak HTTPS with this certificate (PEM); SIGHUP reads it anew."),
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(metavar="FILE", help="Its key (PEM).")] = None,
+    tls_key_password_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Has the password of an encrypted key.")
+    ] = None,
+    log_format: Annotated[
+        LogFormat, typer.Option(help="Of the lines on stderr: for people, or an object a line.")
+    ] = LogFormat.text,
+    log_level: Annotated[LogLevel, typer.Option(help="What is told, and what is worse.")] = LogLevel.info,
+    access_log: Annotated[bool, typer.Option(help="A line for every request, never with its text.")] = True,
+    otlp: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Send a span for every request to this collector of OpenTelemetry, by HTTP; so does "
+            "OTEL_EXPORTER_OTLP_ENDPOINT.",
+        ),
+    ] = None,
 ) -> None:
     """Serve MODEL over the APIs of OpenAI, Anthropic and Moonshot.
 
@@ -210,13 +233,16 @@ def serve(
         keys=keys, database=database, prices=prices, price_input=price_input, price_cached_input=price_cached_input,
         price_output=price_output, insecure_no_keys=insecure_no_keys,
     )  # fmt: skip
+    say = operations.telling(log_format, log_level)
+    certificate = operations.certificate(tls_cert, tls_key, tls_key_password_file)
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
     access.check(all(map(listen.is_loopback, sockets)))
     names = tuple(served_model_name or default_names(model))
-    accounts = access.accounts(names)
+    accounts = access.accounts(names, say)
     writing = journaling.opened(
         journal, content=journal_content, redact=journal_redact, most_bytes=journal_size, most_days=journal_days
     )
+    traces = operations.traces(otlp)
     if upstream:
         local = {"max-running": max_running, "max-waiting": max_waiting, "request-timeout": request_timeout,
                  "stuck-after": stuck_after,
@@ -227,10 +253,10 @@ def serve(
             raise typer.BadParameter(
                 "is for a model that runs here, not behind --upstream", param_hint=", ".join(given)
             )
-        opened = _connect(model, upstream, max_context=max_context, loose_schemas=loose_schemas)
+        opened = _connect(model, say, upstream, max_context=max_context, loose_schemas=loose_schemas)
     else:
         opened = _open(
-            model, max_context=max_context, max_running=max_running, max_waiting=max_waiting or MAX_WAITING,
+            model, say, max_context=max_context, max_running=max_running, max_waiting=max_waiting or MAX_WAITING,
             request_timeout_s=request_timeout, stuck_after_s=stuck_after or STUCK_AFTER_S, threads=threads,
             loose_schemas=loose_schemas,
             format=format,
@@ -240,23 +266,23 @@ def serve(
         )  # fmt: skip
     with closing(opened) as llm:
         served = Served(llm=llm, names=names)
-        url = listen.url(host, sockets[0])
-        typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
+        url = listen.url(host, sockets[0], scheme="https" if certificate else "http")
+        say(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)")
         try:
             record = writing and writing.around(model, llm)
+            watch = operations.watch(traces, access_log=access_log)
             cut = listen.run(
-                create_app(served, accounts, record), sockets, grace_s=grace, drain_s=drain, draining=served.draining,
-                leave=llm.engine.dead if exit_on_fault else None,
+                create_app(served, accounts, record, watch), sockets, grace_s=grace, drain_s=drain,
+                draining=served.draining, leave=llm.engine.dead if exit_on_fault else None, certificate=certificate,
             )  # fmt: skip
         finally:
-            if accounts is not None:
-                accounts.close()
-            if writing is not None:
-                writing.close()
+            for each in (accounts, writing, traces):
+                if each is not None:
+                    each.close()
         fault = llm.unhealthy() if llm.engine.dead.is_set() else None
     if fault is not None:
         if llm.engine.stuck:  # Python would wait for threads that never end
-            typer.echo(f"error: {fault}", err=True)
+            operations.tell_error(BaltoroError(fault), log_format)
             os._exit(1)
         raise BaltoroError(fault, hint="the log above says why; /health said so too")
     if cut:
@@ -311,7 +337,8 @@ def chat(
         max_tokens=max_tokens,
         seed=seed,
     )
-    opened = _open(model or "nano", threads=threads, format=format, expert_memory=expert_memory, trace=trace)
+    say = partial(typer.echo, err=True)
+    opened = _open(model or "nano", say, threads=threads, format=format, expert_memory=expert_memory, trace=trace)
     with closing(opened) as llm:
         if prompt is None:
             terminal.converse(llm, request)

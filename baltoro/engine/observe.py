@@ -89,12 +89,12 @@ class Observer:
 
     def began(self, sequence: Sequence, now: float) -> None:
         """Its first tokens are about to be computed."""
-        sequence.began_s = now
+        sequence.began_s = sequence.request.marks.began_s = now
         with self._guard:
             self._histograms["request_queue_time_seconds"].observe(now - sequence.arrived_s)
 
     def first_token(self, sequence: Sequence, now: float) -> None:
-        sequence.first_s = now
+        sequence.first_s = sequence.request.marks.first_s = now
         with self._guard:
             self._histograms["time_to_first_token_seconds"].observe(now - sequence.arrived_s)
 

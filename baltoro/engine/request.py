@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -105,6 +106,15 @@ class Step:
     cached_tokens: int = 0  # of the prompt, that were not computed for it
 
 
+@dataclass(slots=True)
+class Marks:
+    """When a request got where, by time.monotonic(). None: it did not, or not here but behind a URL."""
+
+    arrived_s: float = field(default_factory=time.monotonic)
+    began_s: float | None = None  # its first tokens were about to be computed
+    first_s: float | None = None  # its first token was chosen
+
+
 @dataclass(slots=True, kw_only=True, eq=False)
 class Request:
     """A prompt, its sampling, and the sink that hears of every new token (called on the engine's thread).
@@ -123,6 +133,7 @@ class Request:
     deadline: float | None = None  # time.monotonic() after which it ends with a DeadlineError, wherever it stands
     prompt_logprobs: int | None = None  # as SamplingParams.logprobs, of the prompt; needs the logits of all its rows
     id: int = field(default_factory=lambda: next(_serial))
+    marks: Marks = field(default_factory=Marks)  # written by the engine, before the sink hears of what they tell
 
     def tell(self, step: Step) -> None:
         """To the sink, and that nothing follows for now."""

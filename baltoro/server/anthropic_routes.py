@@ -28,7 +28,7 @@ def router(served: Served) -> APIRouter:
         wanted = anthropic.chat_request(body)
         headers = await loosened.headers(served.llm, wanted)
         async with AsyncExitStack() as sources:
-            (deltas,) = await opened(sources, served.llm.astream_choices(wanted, 1, admission(request)))
+            (deltas,) = await opened(sources, served.llm.astream_choices(wanted, 1, admission(request, body.model)))
             if body.stream:
                 answer = EventStream(request, writer.events(deltas), sources.pop_all())
             else:

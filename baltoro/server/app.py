@@ -7,7 +7,7 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -54,9 +54,15 @@ class Served:
 
 
 def create_app(
-    served: Served, accounts: Accounts | None = None, record: Callable[[ASGIApp], ASGIApp] | None = None
+    served: Served,
+    accounts: Accounts | None = None,
+    record: Callable[[ASGIApp], ASGIApp] | None = None,
+    watch: Sequence[Callable[[ASGIApp], ASGIApp]] = (),
 ) -> ASGIApp:
-    """accounts: who may ask, and what each of them uses; None: everybody may. record: puts a Recording around."""
+    """accounts: who may ask, and what each of them uses; None: everybody may. record: puts a Recording around.
+
+    watch: what else sees every request that has an id, the access log and traces
+    """
     http = metrics.HttpCounts()
 
     def refuse(request: Request, error: BaltoroError) -> Response:
@@ -124,7 +130,10 @@ def create_app(
     routes = [route.path for each in routers for route in each.routes if isinstance(route, APIRoute)]
     gated = Gate(app, accounts, refuse) if accounts is not None else app
     recorded = record(gated) if record is not None else gated
-    return RequestIds(metrics.Counting(recorded, http, routes))
+    watched: ASGIApp = metrics.Counting(recorded, http, routes)
+    for around in watch:
+        watched = around(watched)
+    return RequestIds(watched)
 
 
 class RequestIds:

@@ -29,16 +29,21 @@ Refuse = Callable[[Request, BaltoroError], Response]  # an error in the words of
 
 
 class Observer(Protocol):
-    """A visit, and a recorder where there is a journal."""
+    """A visit, a recorder where there is a journal, a tally where there are logs or traces."""
 
     def admit(self, answers: Sequence[Progress]) -> None: ...
 
 
-def admission(request: Request) -> Admit | None:
-    """What a route gives to the model with a prompt, so that its key is charged and the journal hears of it."""
+def admission(request: Request, model: str) -> Admit | None:
+    """What a route gives to the model with a prompt, so that its key is charged and journal, log and trace hear of it.
+
+    model: the name by which it was asked for
+    """
     found: list[Observer] = [
-        getattr(request.state, each) for each in ("visit", "recorder") if hasattr(request.state, each)
+        getattr(request.state, each) for each in ("visit", "recorder", "tally") if hasattr(request.state, each)
     ]
+    if hasattr(request.state, "tally"):
+        request.state.tally.model = model
 
     def admit(answers: Sequence[Progress]) -> None:
         for each in found:

@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import logging
 import signal
 import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from baltoro.errors import BaltoroError
+from baltoro.server.tls import Certificate
 
-# uvicorn's own lines, all of them to stderr: stdout is for data.
-_LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {
-        "line": {"()": "uvicorn.logging.DefaultFormatter", "fmt": "%(asctime)s %(levelprefix)s %(message)s"},
-        "access": {
-            "()": "uvicorn.logging.AccessFormatter",
-            "fmt": '%(asctime)s %(levelprefix)s %(client_addr)s "%(request_line)s" %(status_code)s',
-        },
-    },
-    "handlers": {
-        "line": {"class": "logging.StreamHandler", "formatter": "line", "stream": "ext://sys.stderr"},
-        "access": {"class": "logging.StreamHandler", "formatter": "access", "stream": "ext://sys.stderr"},
-    },
-    "loggers": {
-        "uvicorn": {"handlers": ["line"], "level": "WARNING", "propagate": False},
-        "uvicorn.access": {"handlers": ["access"], "level": "INFO", "propagate": False},
-    },
-}
+_log = logging.getLogger(__name__)
 
 
 def bind(host: str, port: int) -> list[socket.socket]:
@@ -73,10 +55,10 @@ def port_of(bound: socket.socket) -> int:
     return bound.getsockname()[1]
 
 
-def url(host: str, bound: socket.socket) -> str:
+def url(host: str, bound: socket.socket, *, scheme: str = "http") -> str:
     """What a person on this machine types; a wildcard address is not one."""
     name = "127.0.0.1" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port_of(bound)}"
+    return f"{scheme}://{name}:{port_of(bound)}"
 
 
 def _unavailable(host: str, port: int, error: OSError) -> BaltoroError:
@@ -92,12 +74,18 @@ def _unavailable(host: str, port: int, error: OSError) -> BaltoroError:
 
 
 class _Server(uvicorn.Server):
-    """SIGTERM: accept nothing more, finish what runs, leave. Ctrl-C or a second signal: leave now."""
+    """SIGTERM: accept nothing more, finish what runs, leave. Ctrl-C or a second signal: leave now.
+
+    SIGHUP, where there is a certificate: read it again, for it was renewed.
+    """
 
     cut = 0  # requests that were running when the process left
 
-    def __init__(self, config: uvicorn.Config, drain_s: float, draining: threading.Event) -> None:
+    def __init__(
+        self, config: uvicorn.Config, drain_s: float, draining: threading.Event, certificate: Certificate | None
+    ) -> None:
         super().__init__(config)
+        self._certificate = certificate
         self._drain_s = drain_s
         self._draining = draining
 
@@ -115,10 +103,24 @@ class _Server(uvicorn.Server):
     def _leave(self) -> None:
         self.should_exit = True
 
+    def _renew(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        assert self._certificate is not None
+        assert self.config.ssl is not None
+        try:
+            self._certificate.check()  # a failure must not touch the one that is in use
+            self._certificate.load(self.config.ssl)
+        except BaltoroError as error:
+            _log.error("the certificate stays as it was: %s", error.message)
+        else:
+            _log.info("new connections get the certificate that is in %s now", self._certificate.chain)
+
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """uvicorn raises the signal again at the end, and the process would seem killed; ours exits by its code."""
-        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {signal.SIGINT: self.handle_exit, signal.SIGTERM: self.handle_exit}
+        if self._certificate is not None:
+            handlers[signal.SIGHUP] = self._renew
+        before = {sig: signal.signal(sig, handler) for sig, handler in handlers.items()}
         try:
             yield
         finally:
@@ -143,11 +145,13 @@ def run(
     drain_s: float = 0.0,
     draining: threading.Event | None = None,
     leave: threading.Event | None = None,
+    certificate: Certificate | None = None,
 ) -> int:
     """Serve until a signal, or until `leave` is set; `grace_s` is what running requests get to finish.
 
-    Between SIGTERM and the last new request `drain_s` pass, in which `draining` is set and whoever balances servers
-    may notice; a second signal cuts that short. Returns how many requests were cut short.
+    With a `certificate` by TLS alone. Between SIGTERM and the last new request `drain_s` pass, in which `draining` is
+    set and whoever balances servers may notice; a second signal cuts that short. Returns how many requests were cut
+    short.
     """
     for each in sockets:
         try:
@@ -155,9 +159,14 @@ def run(
         except OSError as error:  # another process bound the same port while our model loaded, and listens already
             raise _unavailable(each.getsockname()[0], port_of(each), error) from error
     config = uvicorn.Config(
-        app, log_config=_LOGGING, timeout_graceful_shutdown=grace_s, server_header=False, lifespan="off", ws="none"
-    )
-    server = _Server(config, drain_s, draining or threading.Event())
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=grace_s, server_header=False,
+        lifespan="off", ws="none",
+    )  # fmt: skip
+    if certificate is not None:
+        config.ssl_certfile, config.ssl_keyfile = certificate.chain, certificate.key
+        config.ssl_keyfile_password = certificate.password
+        config.load()  # SIGHUP may come at once
+    server = _Server(config, drain_s, draining or threading.Event(), certificate)
     if leave is not None:
         threading.Thread(target=_stop_when, args=(leave, server), name="baltoro-leave", daemon=True).start()
     server.run(sockets)

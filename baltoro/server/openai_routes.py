@@ -26,7 +26,9 @@ def router(served: Served) -> APIRouter:
         writer = openai_writer.Writer(body.model, served.fingerprint, wanted.logprobs)
         headers = await loosened.headers(served.llm, wanted)
         async with AsyncExitStack() as sources:
-            deltas = await opened(sources, served.llm.astream_choices(wanted, body.n or 1, admission(request)))
+            deltas = await opened(
+                sources, served.llm.astream_choices(wanted, body.n or 1, admission(request, body.model))
+            )
             if body.stream:
                 events = writer.events(deltas, include_usage=openai.wants_usage(body.stream_options))
                 answer = EventStream(request, events, sources.pop_all())
@@ -45,7 +47,7 @@ def router(served: Served) -> APIRouter:
         n, scored = body.n or 1, body.logprobs is not None
         writer = completions.Writer(body.model, served.fingerprint, prompt_ids, n=n, logprobs=scored)
         async with AsyncExitStack() as sources:
-            admit = admission(request)
+            admit = admission(request, body.model)
             pieces = [  # a refusal of the third closes the first two
                 piece
                 for each in requests

@@ -38,7 +38,9 @@ def router(served: Served) -> APIRouter:
         async with AsyncExitStack() as sources:
             try:
                 headers = await loosened.headers(served.llm, asked.request)
-                (deltas,) = await opened(sources, served.llm.astream_choices(asked.request, 1, admission(request)))
+                (deltas,) = await opened(
+                    sources, served.llm.astream_choices(asked.request, 1, admission(request, body.model))
+                )
             except RequestError as error:
                 raise asked.told(error) from error
             if body.stream:

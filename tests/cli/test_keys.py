@@ -222,13 +222,13 @@ def test_a_key_in_the_environment_opens_other_networks(monkeypatch: pytest.Monke
         insecure_no_keys=False,
     )  # fmt: skip
     plain.check(loopback=True)
-    assert plain.accounts(("k2",)) is None
+    assert plain.accounts(("k2",), print) is None
     monkeypatch.setenv("BALTORO_API_KEY", "schwert\nfisch")
     with pytest.raises(BaltoroError, match="printable ASCII"):
         plain.check(loopback=False)
     monkeypatch.setenv("BALTORO_API_KEY", "swordfish\n")
     plain.check(loopback=False)
-    accounts = plain.accounts(("k2",))
+    accounts = plain.accounts(("k2",), print)
     assert isinstance(accounts, OneKey)
     assert asyncio.run(accounts.account("swordfish")).key.name == "BALTORO_API_KEY"
 

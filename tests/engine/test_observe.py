@@ -62,3 +62,28 @@ def test_every_request_and_step_is_counted_once():
     )
     assert 0 <= queued <= first <= whole
     assert not set(Statistics.__slots__) & set(told), "one would hide the other in /stats"
+
+
+def test_a_request_has_its_marks_before_it_hears_of_them():
+    seen = []
+    with Engine(HashModel(), engine_config(400)) as engine:
+        req, heard = request([1, 2], max_tokens=3)
+        sink = req.sink
+
+        def see(step):
+            seen.append((req.marks.began_s, req.marks.first_s))
+            sink(step)
+
+        req.sink = see
+        engine.submit(req)
+        heard.wait()
+        settle(engine, running=0, waiting=0)
+    sums = {name: each["sum"] for name, each in engine.observed()["histograms"].items()}
+    assert len(seen) == 3 and set(seen) == {(req.marks.began_s, req.marks.first_s)}
+    arrived, began, first = req.marks.arrived_s, *seen[0]
+    assert began is not None and first is not None and arrived <= began <= first
+    # The histograms count from submit, the marks from the making of the request, a moment before.
+    assert began - arrived >= sums["request_queue_time_seconds"]
+    assert math.isclose(
+        first - began, sums["time_to_first_token_seconds"] - sums["request_queue_time_seconds"], abs_tol=1e-6
+    )
