@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.errors import BaltoroError, EngineError, ModelNotFound
-from baltoro.server import anthropic_routes, envelopes, models, moonshot, openai_routes
+from baltoro.server import anthropic_routes, envelopes, models, moonshot, openai_routes, page
 from baltoro.server.body import JsonRoute, explain
 from baltoro.server.envelopes import Problem, problem
 
@@ -60,11 +60,6 @@ def create_app(served: Served) -> ASGIApp:
     )
     router = APIRouter(route_class=JsonRoute)
 
-    @router.head("/")
-    async def reachable() -> Response:
-        """Claude Code asks before its first request."""
-        return Response()
-
     @router.head("/health")
     @router.get("/health")
     async def health(request: Request) -> Response:
@@ -88,6 +83,7 @@ def create_app(served: Served) -> ASGIApp:
     app.include_router(openai_routes.router(served))
     app.include_router(anthropic_routes.router(served))
     app.include_router(moonshot.router(served))
+    app.include_router(page.router())
     return RequestIds(app)
 
 
