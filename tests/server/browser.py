@@ -74,6 +74,14 @@ class Browser:
                 return message["result"]
             self.events.append(message)
 
+    def wait(self, method: str, **params: Any) -> dict[str, Any]:
+        """The next event of this kind that has these parameters."""
+        while True:
+            for place, event in enumerate(self.events):
+                if event["method"] == method and params.items() <= event["params"].items():
+                    return self.events.pop(place)["params"]
+            self.events.append(self._receive())
+
     def _receive(self) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_S
         while b"\0" not in self._buffer:
@@ -85,9 +93,9 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, url: str, **options: Any) -> Page:
+    def open(self, url: str, kind: type[Page] | None = None, **options: Any) -> Page:
         context = self.send("Target.createBrowserContext")["browserContextId"]
-        return Page(self, context, url, **options)
+        return (kind or Page)(self, context, url, **options)
 
     def close(self) -> None:
         self.send("Browser.close")
@@ -109,6 +117,7 @@ class Page:
         self._session = browser.send("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # as if its window were in front
         self.emulate(scheme=scheme, width=width, height=height)
         self.go(url)
 
@@ -202,6 +211,31 @@ class Page:
         root = self.send("DOM.getDocument")["root"]["nodeId"]
         node = self.send("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.send("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def download(self, selector: str, folder: Path) -> Path:
+        """Click, and wait for the file that comes of it."""
+        self.browser.send(
+            "Browser.setDownloadBehavior",
+            behavior="allow",
+            browserContextId=self.context,
+            downloadPath=str(folder),
+            eventsEnabled=True,
+        )
+        self.click(selector)
+        name = self.browser.wait("Browser.downloadWillBegin")["suggestedFilename"]
+        self.browser.wait("Browser.downloadProgress", state="completed")
+        return folder / name
+
+    def clipboard(self) -> str:
+        self.browser.send("Browser.grantPermissions", browserContextId=self.context, permissions=["clipboardReadWrite"])
+        return self.js("navigator.clipboard.readText()")
+
+    def names(self) -> list[tuple[str, str]]:
+        """Role and name of everything that can be operated, as assistive technology hears it, in order."""
+        nodes = self.send("Accessibility.getFullAXTree")["nodes"]
+        roles = {"button", "textbox", "combobox", "checkbox", "spinbutton", "link"}
+        found = [(n["role"]["value"], n.get("name", {}).get("value", "")) for n in nodes if not n["ignored"]]
+        return [(role, name) for role, name in found if role in roles]
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))

@@ -5,22 +5,26 @@ import { button, copyButton, element, fit, keys } from "./dom.js";
 
 /**
  * @typedef {import("./conversation.js").Call} Call
+ * @typedef {{ give: (call: Call, result: string) => void, edit: (call: Call) => void, draft: () => void }} Actions
+ *
  * @param {import("./conversation.js").Answer} turn
- * @param {{ give: (call: Call, result: string) => void, edit: (call: Call) => void, draft: () => void }} actions
+ * @param {boolean} last whether nothing was said behind it
+ * @param {Actions} actions
  */
-export function callCards(turn, actions) {
+export function callCards(turn, last, actions) {
   const whole = wholeCalls(turn);
-  return turn.calls.map((call) => card(call, stateOf(call, turn, whole), actions));
+  return turn.calls.map((call) => card(call, stateOf(call, turn, whole, last), actions));
 }
 
-/** @param {Call} call @param {import("./conversation.js").Answer} turn @param {Call[]} whole */
-function stateOf(call, turn, whole) {
+/** @param {Call} call @param {import("./conversation.js").Answer} turn @param {Call[]} whole @param {boolean} last */
+function stateOf(call, turn, whole, last) {
   if (turn.finish === null) return "being written";
   if (!whole.includes(call)) return "cut off";
-  return call.result === null ? "waiting for a result" : "answered";
+  if (call.result !== null) return "answered";
+  return last ? "waiting for a result" : "not answered";
 }
 
-/** @param {Call} call @param {string} state @param {Parameters<typeof callCards>[1]} actions */
+/** @param {Call} call @param {string} state @param {Actions} actions */
 function card(call, state, actions) {
   const text = pretty(call.arguments);
   return element(
@@ -36,10 +40,11 @@ function card(call, state, actions) {
     element("pre", { tabIndex: 0 }, text),
     ...(state === "waiting for a result" ? [resultForm(call, actions)] : []),
     ...(state === "answered" ? [result(call, actions)] : []),
+    ...(state === "not answered" ? [missingResult(call, actions)] : []),
   );
 }
 
-/** @param {Call} call @param {Parameters<typeof callCards>[1]} actions */
+/** @param {Call} call @param {Actions} actions */
 function resultForm(call, actions) {
   const area = element("textarea", {
     className: "mono",
@@ -59,7 +64,7 @@ function resultForm(call, actions) {
   return element("div", { className: "give" }, area, button("Give result", give, { className: "primary" }));
 }
 
-/** @param {Call} call @param {Parameters<typeof callCards>[1]} actions */
+/** @param {Call} call @param {Actions} actions */
 function result(call, actions) {
   return element(
     "div",
@@ -73,6 +78,12 @@ function result(call, actions) {
     ),
     element("pre", { tabIndex: 0 }, call.result || "(empty)"),
   );
+}
+
+/** The conversation went on without it. @param {Call} call @param {Actions} actions */
+function missingResult(call, actions) {
+  const give = button("Go back and give one", () => actions.edit(call));
+  return element("div", { className: "result bar" }, element("span", {}, "No result"), give);
 }
 
 /** Arguments for the eye; those that are not whole yet, or no JSON, as they came. @param {string} text */

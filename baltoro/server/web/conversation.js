@@ -1,4 +1,4 @@
-// The conversation as data: what was said, the settings, and the request that both make. Knows neither page nor network.
+// The conversation as data: what was said, the settings, and the request that both make. No page, no network.
 
 import { isObject, readTools } from "./tools.js";
 
@@ -29,7 +29,11 @@ const NUMBERS = /** @type {const} */ (["temperature", "top_p", "max_tokens", "se
 /** @returns {Conversation} */
 export function emptyConversation() {
   const sampling = { temperature: "", top_p: "", max_tokens: "", seed: "" };
-  return { turns: [], settings: { system: "", tools: "", tool_choice: "auto", parallel_tool_calls: true, ...sampling }, model: "" };
+  return {
+    turns: [],
+    settings: { system: "", tools: "", tool_choice: "auto", parallel_tool_calls: true, ...sampling },
+    model: "",
+  };
 }
 
 /** @returns {Answer} */
@@ -39,8 +43,8 @@ export function emptyAnswer() {
 }
 
 /**
- * The calls that are whole. A last one that max_tokens, the person or a fault cut short may not be answered: what is missing
- * could have changed it.
+ * The calls that are whole. A last one that max_tokens, the person or a fault cut short may not be answered: what is
+ * missing could have changed it.
  * @param {Answer} turn
  */
 export function wholeCalls(turn) {
@@ -56,7 +60,7 @@ export function waitingCalls(turn) {
 
 /** Whether the model can go on behind this text. @param {Answer} turn */
 export function canContinue(turn) {
-  return turn.finish !== "stop" && turn.finish !== null && !turn.calls.length && /\S$/.test(turn.content);
+  return turn.finish !== "stop" && turn.finish !== null && !turn.calls.length && turn.content.trim() !== "";
 }
 
 /**
@@ -92,7 +96,11 @@ function messages(turns, system) {
     const calls = wholeCalls(turn);
     if (!turn.content && !calls.length) continue; // nothing came: it failed, or was stopped at once
     const message = { role: "assistant", content: turn.content || null };
-    const tool_calls = calls.map(({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } }));
+    const tool_calls = calls.map(({ id, name, arguments: text }) => ({
+      id,
+      type: "function",
+      function: { name, arguments: text },
+    }));
     said.push(calls.length ? { ...message, tool_calls } : message);
     for (const { id, result } of calls) {
       if (result !== null) said.push({ role: "tool", tool_call_id: id, content: result });
@@ -138,7 +146,8 @@ function addMessage({ turns, settings }, message, where) {
   switch (message?.role) {
     case "system":
     case "developer":
-      if (turns.length || settings.system) throw new Error(`${where} is a second system prompt; this page has one, at the start.`);
+      if (turns.length || settings.system)
+        throw new Error(`${where} is a second system prompt; this page has one, at the start.`);
       settings.system = content;
       return;
     case "user":
@@ -151,28 +160,40 @@ function addMessage({ turns, settings }, message, where) {
     }
     case "tool": {
       const last = turns[turns.length - 1];
-      const call = last?.role === "assistant" && last.calls.find(({ id, result }) => id === message.tool_call_id && result === null);
+      const call =
+        last?.role === "assistant" &&
+        last.calls.find(({ id, result }) => id === message.tool_call_id && result === null);
       if (!call) throw new Error(`${where} is a result without a call before it.`);
       call.result = content;
       return;
     }
     default:
-      throw new Error(`${where} has the role ${JSON.stringify(message?.role)}; expected system, user, assistant or tool.`);
+      throw new Error(
+        `${where} has the role ${JSON.stringify(message?.role)}; expected system, user, assistant or tool.`,
+      );
   }
 }
 
 /** @param {any} call @param {string} where @returns {Call} */
 function readCall(call, where) {
   const { name, arguments: given } = call?.function ?? {};
-  if (typeof call?.id !== "string" || typeof name !== "string") throw new Error(`${where} has a call without id or name.`);
-  return { id: call.id, name, arguments: typeof given === "string" ? given : JSON.stringify(given ?? {}), result: null, draft: "" };
+  if (typeof call?.id !== "string" || typeof name !== "string")
+    throw new Error(`${where} has a call without id or name.`);
+  return {
+    id: call.id,
+    name,
+    arguments: typeof given === "string" ? given : JSON.stringify(given ?? {}),
+    result: null,
+    draft: "",
+  };
 }
 
 /** @param {any} content @param {string} where */
 function textOf(content, where) {
   if (typeof content === "string") return content;
   if (content === null || content === undefined) return "";
-  if (Array.isArray(content) && content.every((part) => typeof part?.text === "string")) return content.map((part) => part.text).join("");
+  if (Array.isArray(content) && content.every((part) => typeof part?.text === "string"))
+    return content.map((part) => part.text).join("");
   throw new Error(`${where} has something other than text, which this page cannot show.`);
 }
 

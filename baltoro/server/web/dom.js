@@ -3,7 +3,7 @@
 /**
  * @template {keyof HTMLElementTagNameMap} Tag
  * @param {Tag} tag
- * @param {Record<string, unknown>} properties set as properties (`className`, `onclick`), `aria-*` and `role` as attributes
+ * @param {Record<string, unknown>} properties `className`, `onclick` and so on; `aria-*` and `role` are attributes
  * @param {...(Node | string)} children
  * @returns {HTMLElementTagNameMap[Tag]}
  */
@@ -42,7 +42,10 @@ export function copyButton(text, what) {
 /** @param {string} text */
 async function copied(text) {
   if (navigator.clipboard) {
-    return navigator.clipboard.writeText(text).then(() => true, () => false);
+    return navigator.clipboard.writeText(text).then(
+      () => true,
+      () => false,
+    );
   }
   // Browsers give no clipboard to plain http from another machine, the usual way to reach a server in one's network.
   const before = document.activeElement;

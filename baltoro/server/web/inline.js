@@ -1,4 +1,4 @@
-// `code`, **strong** and *emphasis* inside a line of text -> DOM nodes. Everything else stays as it was written, links too.
+// `code`, **strong** and *emphasis* inside a line of text -> DOM nodes. All else stays as it was written, links too.
 // Takes time linear in the text, whatever the text: a marker that does not close is searched for once.
 
 import { element } from "./dom.js";
@@ -60,7 +60,10 @@ function runOf(sign, text, at) {
   return text.slice(at, end);
 }
 
-/** Where the next run of exactly `count` backticks begins; -1: nowhere. @param {string} text @param {number} from @param {number} count */
+/**
+ * Where the next run of exactly `count` backticks begins; -1: nowhere.
+ * @param {string} text @param {number} from @param {number} count
+ */
 function closingTicks(text, from, count) {
   for (let at = text.indexOf("`", from); at >= 0; at = text.indexOf("`", at)) {
     const run = runOf("`", text, at).length;
@@ -70,7 +73,10 @@ function closingTicks(text, from, count) {
   return -1;
 }
 
-/** The same for stars, which close only behind a word. @param {string} text @param {number} from @param {number} count */
+/**
+ * The same for stars, which close only behind a word.
+ * @param {string} text @param {number} from @param {number} count
+ */
 function closingStars(text, from, count) {
   for (let at = text.indexOf("*", from); at >= 0; at = text.indexOf("*", at)) {
     const run = runOf("*", text, at).length;

@@ -28,11 +28,19 @@ export class Log {
     this.frame = 0;
   }
 
-  /** @param {import("./conversation.js").Conversation} chat @param {HTMLElement} welcome shown where nothing was said */
-  draw(chat, welcome) {
+  /**
+   * @param {import("./conversation.js").Conversation} chat
+   * @param {HTMLElement} welcome shown where nothing was said
+   */
+  draw({ turns }, welcome) {
+    const pinned = this.atEnd();
     this.update = null;
-    this.root.replaceChildren(...(chat.turns.length ? chat.turns.map((turn, index) => this.turn(turn, index)) : [welcome]));
+    const articles = turns.map((turn, index) =>
+      turn.role === "user" ? this.question(turn, index) : this.answer(turn, index, index === turns.length - 1),
+    );
+    this.root.replaceChildren(...(turns.length ? articles : [welcome]));
     this.root.querySelectorAll("textarea").forEach(fit);
+    if (pinned) this.toEnd();
   }
 
   /** The last turn has more to show. */
@@ -59,22 +67,23 @@ export class Log {
     return /** @type {HTMLTextAreaElement | null} */ (this.root.querySelector(".give textarea"));
   }
 
-  /** @param {import("./conversation.js").Question | import("./conversation.js").Answer} turn @param {number} index */
-  turn(turn, index) {
-    return turn.role === "user" ? this.question(turn, index) : this.answer(turn, index);
-  }
-
   /** @param {import("./conversation.js").Question} turn @param {number} index */
   question(turn, index) {
     const text = element("div", { className: "text" }, turn.content);
     const article = element("article", { className: "question", "aria-label": "You" });
     const edit = () => this.edit(article, turn.content, "Send", (changed) => this.actions.ask(index, changed));
-    article.append(text, actions(copyButton(() => turn.content, "this message"), button("Edit", edit, { "aria-label": "Edit this message" })));
+    article.append(
+      text,
+      actions(
+        copyButton(() => turn.content, "this message"),
+        button("Edit", edit, { "aria-label": "Edit this message" }),
+      ),
+    );
     return article;
   }
 
-  /** @param {import("./conversation.js").Answer} turn @param {number} index */
-  answer(turn, index) {
+  /** @param {import("./conversation.js").Answer} turn @param {number} index @param {boolean} last */
+  answer(turn, index, last) {
     const article = element("article", { className: "answer", "aria-label": "Answer" });
     const text = element("div", { className: "text markdown" });
     const cards = element("div", { className: "calls" });
@@ -84,7 +93,7 @@ export class Log {
     const show = () => {
       markdown.show(turn.content);
       cards.replaceChildren(
-        ...callCards(turn, {
+        ...callCards(turn, last, {
           give: (call, result) => this.actions.give(index, call, result),
           edit: (call) => this.actions.editResult(index, call),
           draft: this.actions.draft,
@@ -101,26 +110,32 @@ export class Log {
       this.update = show;
       return article;
     }
-    if (turn.problem) article.append(this.problem(turn.problem, index));
-    const measured = element("p", { className: "measured" }, ...measures(turn).map((each) => element("span", {}, each)));
+    if (turn.problem) article.append(this.problem(turn.problem, index, last));
+    const measured = element(
+      "p",
+      { className: "measured" },
+      ...measures(turn).map((each) => element("span", {}, each)),
+    );
     const edit = () => this.edit(article, turn.content, "Save", (changed) => this.actions.rewrite(index, changed));
     article.append(
       measured,
       actions(
-        ...(turn.content ? [copyButton(() => turn.content, "this answer"), button("Edit", edit, { "aria-label": "Edit this answer" })] : []),
-        ...(turn.problem && !turn.content ? [] : [button("Regenerate", () => this.actions.again(index))]),
+        ...(turn.content
+          ? [copyButton(() => turn.content, "this answer"), button("Edit", edit, { "aria-label": "Edit this answer" })]
+          : []),
+        ...(turn.problem ? [] : [button("Regenerate", () => this.actions.again(index))]),
         ...(canContinue(turn) ? [button("Continue", () => this.actions.goOn(index))] : []),
       ),
     );
     return article;
   }
 
-  /** @param {import("./server.js").Problem} problem @param {number} index */
-  problem(problem, index) {
+  /** @param {import("./server.js").Problem} problem @param {number} index @param {boolean} last */
+  problem(problem, index, last) {
     const { title, advice, wantsKey } = explain(problem, this.keyGiven);
     return element(
       "div",
-      { className: "problem", role: "alert" },
+      { className: "problem", role: last ? "alert" : "note" },
       element("strong", {}, title),
       element("p", {}, advice),
       ...(problem.message ? [element("p", { className: "said" }, `The server says: ${problem.message}`)] : []),
@@ -159,7 +174,10 @@ function actions(...buttons) {
   return element("div", { className: "actions" }, ...buttons);
 }
 
-/** Counts and speed of an answer, and how it ended where that is not by itself. @param {import("./conversation.js").Answer} turn */
+/**
+ * Counts and speed of an answer, and how it ended where that is not by itself.
+ * @param {import("./conversation.js").Answer} turn
+ */
 function measures({ finish, usage, firstTokenMs, tokensPerS }) {
   const shown = [];
   if (finish === "length") shown.push("Cut off: no tokens left");
@@ -168,8 +186,12 @@ function measures({ finish, usage, firstTokenMs, tokensPerS }) {
     shown.push(`${count(usage.prompt)} prompt tokens${usage.cached ? `, ${count(usage.cached)} of them cached` : ""}`);
     shown.push(`${count(usage.completion)} generated`);
   }
-  if (firstTokenMs !== null) shown.push(`first after ${firstTokenMs < 1000 ? `${Math.round(firstTokenMs)} ms` : `${(firstTokenMs / 1000).toFixed(1)} s`}`);
-  if (tokensPerS !== null) shown.push(`${tokensPerS < 10 ? tokensPerS.toFixed(1) : count(Math.round(tokensPerS))} tokens/s`);
+  if (firstTokenMs !== null)
+    shown.push(
+      `first after ${firstTokenMs < 1000 ? `${Math.round(firstTokenMs)} ms` : `${(firstTokenMs / 1000).toFixed(1)} s`}`,
+    );
+  if (tokensPerS !== null)
+    shown.push(`${tokensPerS < 10 ? tokensPerS.toFixed(1) : count(Math.round(tokensPerS))} tokens/s`);
   return shown;
 }
 

@@ -3,21 +3,20 @@
 import { emptyAnswer, emptyConversation, readConversation, requestBody, waitingCalls } from "./conversation.js";
 import { button, byId, download, element, fit, keys } from "./dom.js";
 import { count, Log } from "./log.js";
-import { answer, models, Refused } from "./server.js";
+import { ModelChoice } from "./models.js";
+import { explain } from "./problems.js";
+import { answer, Refused } from "./server.js";
 import { SettingsPanel } from "./settings.js";
 import { loadChat, loadKey, saveChat, saveKey, whenSavedElsewhere } from "./storage.js";
 
 const SAVE_EVERY_MS = 1000; // while an answer grows
 
 const message = /** @type {HTMLTextAreaElement} */ (byId("message"));
-const modelChoice = /** @type {HTMLSelectElement} */ (byId("model"));
 const file = /** @type {HTMLInputElement} */ (byId("file"));
 const notice = byId("notice");
 
 let chat = loadChat();
 let key = loadKey();
-/** @type {{ id: string, max_model_len: number }[]} */
-let served = [];
 /** @type {AbortController | null} */
 let running = null;
 
@@ -26,9 +25,14 @@ const settings = new SettingsPanel({
   keyChanged(changed) {
     key = changed;
     saveKey(key);
-    log.keyGiven = Boolean(key);
-    void loadModels().catch(() => {}); // the next message tells what is wrong
+    say("");
+    void connect();
   },
+});
+
+const models = new ModelChoice((model) => {
+  chat.model = model;
+  refresh();
 });
 
 const log = new Log(byId("log"), byId("scroll"), {
@@ -104,7 +108,7 @@ async function generate(turn = emptyAnswer()) {
   let saved = performance.now();
   const clock = setInterval(() => log.grown(), 1000);
   try {
-    if (!served.length) await loadModels();
+    if (!models.served.length) await loadModels();
     const body = requestBody(continued ? chat : { ...chat, turns: chat.turns.slice(0, -1) });
     if (continued) /** @type {any} */ (body.messages).at(-1).partial = true;
     await answer(body, turn, {
@@ -129,11 +133,10 @@ async function generate(turn = emptyAnswer()) {
     clearInterval(clock);
     if (running === mine) {
       running = null;
-      const pinned = log.atEnd();
       refresh();
-      if (pinned) log.toEnd();
       const idle = document.activeElement === document.body || (document.activeElement === message && !message.value);
-      if (idle && matchMedia("(pointer: fine)").matches) (log.nextResult() ?? message).focus(); // no keyboard over a phone's answer
+      // On a phone the keyboard would come up over the answer.
+      if (idle && !matchMedia("(pointer: coarse)").matches) (log.nextResult() ?? message).focus();
     }
   }
 }
@@ -148,30 +151,46 @@ function stop() {
   refresh();
 }
 
+/** Learn what is served, or say why that is not to be learned. */
+async function connect() {
+  try {
+    await loadModels();
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    const { title, wantsKey } = explain(error.problem, Boolean(key));
+    say(`${title}.`, wantsKey ? { label: "Enter a key", act: () => settings.open("key") } : null);
+  }
+}
+
 async function loadModels() {
-  served = await models(key);
-  if (!served.some(({ id }) => id === chat.model)) chat.model = served[0].id;
-  modelChoice.replaceChildren(...served.map(({ id }) => element("option", { value: id }, id)));
-  modelChoice.disabled = served.length < 2;
-  modelChoice.value = chat.model;
+  await models.load(key);
+  chat.model = models.nearest(chat.model);
+  models.show(chat.model);
   byId("context").textContent = contextUsed();
   if (!chat.turns.length) log.draw(chat, welcome()); // it names the model; anything else there may be under way
 }
 
 // ------------------------------------------------------------------------------------- the conversation changes
 
-/** Change the conversation so that the person can take it back. @param {string} words "" for no way back @param {() => void} change */
+/**
+ * Change the conversation so that the person can take it back.
+ * @param {string} words what was done; "" where nothing is lost by it
+ * @param {() => void} change
+ */
 function replacing(words, change) {
   stop();
   const before = structuredClone(chat);
   change();
   refresh();
-  say(words, () => {
+  const undo = () => {
     stop();
     chat = before;
     refresh();
     log.toEnd();
-  });
+    say("");
+    message.focus();
+  };
+  say(words, { label: "Undo", act: undo });
 }
 
 /** @param {number} index */
@@ -179,41 +198,40 @@ function answerAt(index) {
   return /** @type {import("./conversation.js").Answer} */ (chat.turns[index]);
 }
 
-/** Everything on the page as the data say, and the data saved. */
+/** The conversation changed: it is saved and shown. */
 function refresh() {
   save();
+  show();
+}
+
+function show() {
   log.keyGiven = Boolean(key);
   log.draw(chat, welcome());
   log.root.setAttribute("aria-busy", String(running !== null)); // read out when it is whole
   byId("send").hidden = running !== null;
   byId("stop").hidden = running === null;
   if (settings.settings !== chat.settings) settings.show(chat.settings, key);
-  if (served.length) modelChoice.value = chat.model;
-  const waits = chat.turns.length && log.nextResult() !== null;
-  message.placeholder = waits ? "Answer the calls above, or write something else" : "Message";
+  models.show(chat.model);
+  message.placeholder = log.nextResult() ? "Or write something else" : "Message";
   byId("context").textContent = contextUsed();
 }
 
 function contextUsed() {
-  const limit = served.find(({ id }) => id === chat.model)?.max_model_len;
-  if (!limit) return "";
+  const limit = models.context(chat.model);
+  if (limit === null) return "";
   const last = chat.turns.findLast((turn) => turn.role === "assistant" && turn.usage !== null);
   const usage = last?.role === "assistant" ? last.usage : null;
   return `${count(usage ? usage.prompt + usage.completion : 0)} of ${count(limit)} tokens`;
 }
 
 function save() {
-  if (!saveChat(chat)) say("This browser does not keep the conversation: it is too long, or storage is off. Export keeps it.");
+  if (saveChat(chat)) return;
+  say("This browser does not keep the conversation: it is too long, or storage is off. Export keeps it.");
 }
 
-/** @param {string} words @param {(() => void) | null} undo */
-function say(words, undo = null) {
-  const back = () => {
-    say("");
-    undo?.();
-    message.focus();
-  };
-  notice.replaceChildren(...(words ? [words, ...(undo ? [button("Undo", back)] : [])] : []));
+/** @param {string} words @param {{ label: string, act: () => void } | null} action what can be done about them */
+function say(words, action = null) {
+  notice.replaceChildren(...(words ? [words, ...(action ? [button(action.label, action.act)] : [])] : []));
 }
 
 function welcome() {
@@ -227,7 +245,12 @@ function welcome() {
     "div",
     { className: "welcome" },
     element("h2", {}, chat.model ? `Talk to ${chat.model}` : "Talk to the model"),
-    element("p", {}, "The conversation stays in this browser and on this server. Tools go into the settings; when the model calls one, you give the result."),
+    element(
+      "p",
+      {},
+      "The conversation is kept in this browser and goes to this server only. " +
+        "Tools are declared in the settings; when the model calls one, you give its result.",
+    ),
     button("Try a tool call", example),
   );
 }
@@ -247,17 +270,18 @@ byId("stop").addEventListener("click", () => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !event.isComposing) stop();
 });
-modelChoice.addEventListener("change", () => {
-  chat.model = modelChoice.value;
-  refresh();
-});
 byId("new").addEventListener("click", () => {
   if (chat.turns.length) {
-    replacing("A new chat has begun.", () => (chat = { ...emptyConversation(), settings: chat.settings, model: chat.model }));
+    replacing(
+      "A new chat has begun.",
+      () => (chat = { ...emptyConversation(), settings: chat.settings, model: chat.model }),
+    );
   }
   message.focus();
 });
-byId("export").addEventListener("click", () => download("chat.json", `${JSON.stringify(requestBody(chat), null, 2)}\n`));
+byId("export").addEventListener("click", () => {
+  if (settings.check()) download("chat.json", `${JSON.stringify(requestBody(chat), null, 2)}\n`);
+});
 byId("import").addEventListener("click", () => file.click());
 file.addEventListener("change", async () => {
   const [chosen] = file.files ?? [];
@@ -266,23 +290,23 @@ file.addEventListener("change", async () => {
   try {
     const found = readConversation(await chosen.text());
     replacing("The conversation was imported.", () => {
-      if (!served.some(({ id }) => id === found.model)) found.model = chat.model;
-      chat = found;
+      chat = { ...found, model: models.nearest(found.model) };
     });
     log.toEnd();
   } catch (error) {
     say(`Nothing was imported. ${/** @type {Error} */ (error).message}`);
   }
 });
-addEventListener("pagehide", save);
+addEventListener("pagehide", () => {
+  stop(); // else the request that ends with the page would look like a fault of the server
+  save();
+});
 whenSavedElsewhere(() => {
   if (running || document.querySelector(".editing")) return;
   chat = loadChat();
-  refresh();
+  show(); // and not saved: two tabs would answer each other
 });
 
 refresh();
 log.toEnd();
-void loadModels().catch((error) => {
-  if (error instanceof Refused && error.problem.status === 401) say("This server wants an API key.", null);
-});
+void connect();

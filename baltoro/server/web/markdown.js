@@ -1,5 +1,5 @@
-// What a model writes -> DOM nodes: code blocks, lists, tables, headings, quotes, paragraphs. Built node by node, so that
-// no text can become markup.
+// What a model writes -> DOM nodes: code blocks, lists, tables, headings, quotes, paragraphs. Built node by node, so
+// that no text can become markup.
 
 import { copyButton, element } from "./dom.js";
 import { inline } from "./inline.js";
@@ -51,7 +51,7 @@ function split(text) {
 function splitLines(lines, depth) {
   /** @type {Block[]} */
   const blocks = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     if (!lines[at].trim()) {
       at++;
       continue;
@@ -76,7 +76,10 @@ function kindOf(lines, at, depth) {
   return "paragraph";
 }
 
-/** Where a block that begins at `at` ends. @type {Record<string, (lines: string[], at: number, depth: number) => number>} */
+/**
+ * Where a block that begins at `at` ends.
+ * @type {Record<string, (lines: string[], at: number, depth: number) => number>}
+ */
 const ends = {
   heading: (_, at) => at + 1,
   rule: (_, at) => at + 1,
@@ -159,7 +162,12 @@ function code(lines) {
   return element(
     "div",
     { className: "code" },
-    element("div", { className: "bar" }, element("span", {}, language || "text"), copyButton(() => text, "code")),
+    element(
+      "div",
+      { className: "bar" },
+      element("span", {}, language || "text"),
+      copyButton(() => text, "code"),
+    ),
     element("pre", { tabIndex: 0 }, element("code", {}, text)),
   );
 }
@@ -205,12 +213,19 @@ function list(lines, depth) {
 
 /** @param {string | undefined} line */
 function isDelimiter(line) {
-  return line !== undefined && line.includes("-") && line.includes("|") && cells(line).every((cell) => /^:?-+:?$/.test(cell));
+  return (
+    line !== undefined && line.includes("-") && line.includes("|") && cells(line).every((cell) => /^:?-+:?$/.test(cell))
+  );
 }
 
 /** @param {string} line */
 function cells(line) {
-  return line.trim().replace(/^\|/, "").replace(/\|$/, "").split("|").map((cell) => cell.trim());
+  return line
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/\|$/, "")
+    .split("|")
+    .map((cell) => cell.trim());
 }
 
 /** @param {string[]} lines */
@@ -221,6 +236,11 @@ function table(lines) {
   return element(
     "div",
     { className: "table", tabIndex: 0 },
-    element("table", {}, element("thead", {}, row("th", head)), element("tbody", {}, ...rows.map((each) => row("td", each)))),
+    element(
+      "table",
+      {},
+      element("thead", {}, row("th", head)),
+      element("tbody", {}, ...rows.map((each) => row("td", each))),
+    ),
   );
 }

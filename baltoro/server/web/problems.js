@@ -9,7 +9,10 @@ export function explain(problem, keyGiven) {
   const { status, code, retryAfterS } = problem;
   const said = (/** @type {string} */ title, /** @type {string} */ advice) => ({ title, advice, wantsKey: false });
   if (code === "context_length_exceeded") {
-    return said("The conversation is longer than the model's context", "Start a new chat, or shorten a message by editing it.");
+    return said(
+      "The conversation is longer than the model's context",
+      "Start a new chat, or shorten a message by editing it.",
+    );
   }
   switch (status) {
     case 0:
@@ -24,7 +27,11 @@ export function explain(problem, keyGiven) {
       };
     case 402:
     case 403:
-      return { title: "This API key may not do that", advice: "Its limits are set by whoever runs the server.", wantsKey: true };
+      return {
+        title: "This API key may not do that",
+        advice: "Its limits are set by whoever runs the server.",
+        wantsKey: true,
+      };
     case 404:
       return said("The server does not have this model", "Choose another one above.");
     case 413:
@@ -34,9 +41,15 @@ export function explain(problem, keyGiven) {
       return said("Too many requests at once", `Nothing is lost. Try again in ${wait}.`);
     }
     case 503:
-      return said("The model is not available at the moment", "The server is starting it again, or needs whoever runs it.");
+      return said(
+        "The model is not available at the moment",
+        "The server is starting it again, or needs whoever runs it.",
+      );
     case 504:
-      return said("The answer took longer than this server allows", "Try again when it is less busy, or with fewer max tokens.");
+      return said(
+        "The answer took longer than this server allows",
+        "Try again when it is less busy, or with fewer max tokens.",
+      );
     default:
       return status >= 500
         ? said("The server failed", "Its log says why.")

@@ -2,6 +2,8 @@
 
 import { events } from "./events.js";
 
+const SPAN_MS = 5; // what comes within less tells the network's speed and not the model's
+
 /**
  * Why there is no answer, or no whole one.
  * @typedef {{ status: number, message: string, code: string | null, retryAfterS: number | null }} Problem
@@ -63,7 +65,7 @@ export async function answer(body, turn, { key, signal, grown }) {
   }
   if (!turn.finish) throw broken();
   const later = (turn.usage?.completion ?? 0) - 1; // tokens behind the first one
-  turn.tokensPerS = later > 0 && last > first ? (later * 1000) / (last - first) : null;
+  turn.tokensPerS = later > 0 && last - first >= SPAN_MS ? (later * 1000) / (last - first) : null;
 }
 
 /**

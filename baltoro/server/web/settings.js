@@ -44,6 +44,14 @@ export class SettingsPanel {
       this.field(name).value = settings[name];
     }
     this.showTools();
+    this.checkSeed();
+  }
+
+  /** JavaScript would round larger ones, and `min` and `max` so far apart make `step` inexact. */
+  checkSeed() {
+    const seed = this.field("seed");
+    const whole = Number.isSafeInteger(Number(seed.value));
+    seed.setCustomValidity(whole ? "" : "Expected a whole number between −(2⁵³ − 1) and 2⁵³ − 1.");
   }
 
   /** @param {HTMLInputElement} input */
@@ -51,6 +59,7 @@ export class SettingsPanel {
     if (!this.settings || !(input.name in this.settings)) return; // the key and the file are no settings
     /** @type {any} */ (this.settings)[input.name] = input.type === "checkbox" ? input.checked : input.value;
     if (input.name === "tools") this.showTools();
+    if (input.name === "seed") this.checkSeed();
     this.told.changed();
   }
 
@@ -66,7 +75,8 @@ export class SettingsPanel {
       fault = /** @type {Error} */ (error).message;
     }
     const { length } = names;
-    this.toolsState.textContent = fault || (length ? `${length} tool${length > 1 ? "s" : ""}: ${names.join(", ")}` : "");
+    this.toolsState.textContent =
+      fault || (length ? `${length} tool${length > 1 ? "s" : ""}: ${names.join(", ")}` : "");
     this.toolsState.classList.toggle("fault", Boolean(fault));
     this.field("tools").setCustomValidity(fault);
     byId("example").hidden = Boolean(this.settings.tools.trim());

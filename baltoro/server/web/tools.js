@@ -28,13 +28,15 @@ function readTool(found, place) {
   const where = `Tool ${place + 1}`;
   if (!isObject(found)) throw new Error(`${where} is no object; expected {"type": "function", "function": {…}}.`);
   const declared = "function" in found ? found : { type: "function", function: found };
-  if (declared.type !== "function") throw new Error(`${where} has the type ${JSON.stringify(declared.type)}; expected "function".`);
+  if (declared.type !== "function")
+    throw new Error(`${where} has the type ${JSON.stringify(declared.type)}; expected "function".`);
   if (!isObject(declared.function)) throw new Error(`${where}: “function” is no object.`);
   const { name, parameters } = declared.function;
   if (typeof name !== "string" || !/^[a-zA-Z0-9_.-]{1,64}$/.test(name)) {
     throw new Error(`${where} has no good name: 1 to 64 letters, digits, “_”, “.” or “-”.`);
   }
-  if (parameters !== undefined && !isObject(parameters)) throw new Error(`${where}: “parameters” is no JSON schema object.`);
+  if (parameters !== undefined && !isObject(parameters))
+    throw new Error(`${where}: “parameters” is no JSON schema object.`);
   return /** @type {Tool} */ (declared);
 }
 
