@@ -111,10 +111,11 @@ export class Log {
       return article;
     }
     if (turn.problem) article.append(this.problem(turn.problem, index, last));
+    const parts = measures(turn).map((each) => element("span", {}, each));
     const measured = element(
       "p",
       { className: "measured" },
-      ...measures(turn).map((each) => element("span", {}, each)),
+      ...parts.flatMap((each, at) => (at ? [" · ", each] : [each])),
     );
     const edit = () => this.edit(article, turn.content, "Save", (changed) => this.actions.rewrite(index, changed));
     article.append(

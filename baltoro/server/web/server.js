@@ -2,7 +2,7 @@
 
 import { events } from "./events.js";
 
-const SPAN_MS = 5; // what comes within less tells the network's speed and not the model's
+const SPAN_MS = 20; // what comes within less tells the network's speed and not the model's
 
 /**
  * Why there is no answer, or no whole one.

@@ -25,7 +25,7 @@ SHIFT = 8
 
 
 class Browser:
-    """One process; every page it opens has cookies and storage of its own."""
+    """One process."""
 
     def __init__(self) -> None:
         assert PROGRAM is not None
@@ -93,10 +93,6 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
 
-    def open(self, url: str, kind: type[Page] | None = None, **options: Any) -> Page:
-        context = self.send("Target.createBrowserContext")["browserContextId"]
-        return (kind or Page)(self, context, url, **options)
-
     def close(self) -> None:
         self.send("Browser.close")
         os.waitpid(self._pid, 0)
@@ -108,18 +104,13 @@ class Browser:
 class Page:
     """One tab."""
 
-    def __init__(
-        self, browser: Browser, context: str, url: str, *, scheme: str = "light", width: int = 1100, height: int = 800
-    ) -> None:
+    def __init__(self, browser: Browser) -> None:
         self.browser = browser
-        self.context = context
-        self._target = browser.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
-        self._session = browser.send("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
+        target = browser.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = browser.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
         self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # as if its window were in front
-        self.emulate(scheme=scheme, width=width, height=height)
-        self.go(url)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         return self.browser.send(method, self._session, **params)
@@ -217,7 +208,6 @@ class Page:
         self.browser.send(
             "Browser.setDownloadBehavior",
             behavior="allow",
-            browserContextId=self.context,
             downloadPath=str(folder),
             eventsEnabled=True,
         )
@@ -227,7 +217,7 @@ class Page:
         return folder / name
 
     def clipboard(self) -> str:
-        self.browser.send("Browser.grantPermissions", browserContextId=self.context, permissions=["clipboardReadWrite"])
+        self.browser.send("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
         return self.js("navigator.clipboard.readText()")
 
     def names(self) -> list[tuple[str, str]]:
@@ -256,7 +246,3 @@ class Page:
     def requests(self) -> list[dict[str, Any]]:
         """All that left the page so far: `url`, `method`, `headers`, `postData`."""
         return [event["request"] for event in self._own("Network.requestWillBeSent")]
-
-    def close(self) -> None:
-        self.browser.send("Target.disposeBrowserContext", browserContextId=self.context)
-        self.browser.events.clear()
