@@ -143,7 +143,7 @@ def serve(
     """Serve MODEL over the APIs of OpenAI, Anthropic and Moonshot.
 
     POST /v1/chat/completions, /v1/completions and /v1/messages, plain and streamed; GET /v1/models, /health, /stats
-    and /docs.
+    and /docs. GET / is a page to chat on, for a browser.
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app
@@ -175,7 +175,7 @@ def serve(
     with closing(opened) as llm:
         served = Served(llm=llm, names=tuple(served_model_name or default_names(model)))
         url = listen.url(host, sockets[0])
-        typer.echo(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)", err=True)
+        typer.echo(f"serving {served.names[0]} on {url}/v1 and a chat page on {url}/ (Ctrl-C stops)", err=True)
         cut = listen.run(create_app(served), sockets, grace_s=grace, leave=llm.engine.dead if exit_on_fault else None)
         fault = llm.unhealthy() if llm.engine.dead.is_set() else None
     if fault is not None:

@@ -23,7 +23,12 @@ export class SettingsPanel {
     });
     this.form.addEventListener("submit", (event) => event.preventDefault());
     this.form.addEventListener("input", (event) => this.read(/** @type {HTMLInputElement} */ (event.target)));
-    this.field("key").addEventListener("change", () => told.keyChanged(this.field("key").value.trim()));
+    this.field("key").addEventListener("change", () => {
+      const key = this.field("key").value.trim();
+      const fit = /^[!-~]*$/.test(key);
+      this.field("key").setCustomValidity(fit ? "" : "Keys have letters, digits and signs of ASCII, and no spaces.");
+      if (fit) told.keyChanged(key);
+    });
     byId("example").addEventListener("click", () => {
       this.field("tools").value = EXAMPLE;
       this.read(this.field("tools"));

@@ -9,7 +9,7 @@ const KEY = "baltoro.key";
 export function loadChat() {
   try {
     const found = JSON.parse(localStorage.getItem(CHAT) ?? "null");
-    if (!Array.isArray(found?.turns)) return emptyConversation();
+    if (!Array.isArray(found?.turns) || !found.turns.every(isTurn)) return emptyConversation();
     for (const turn of found.turns) {
       if (turn.role === "assistant") turn.finish ??= "stopped"; // the page was left while the answer grew
     }
@@ -18,6 +18,11 @@ export function loadChat() {
   } catch {
     return emptyConversation(); // a browser that keeps nothing, or not our text
   }
+}
+
+/** @param {any} turn */
+function isTurn(turn) {
+  return typeof turn?.content === "string" && (turn.role === "user" || Array.isArray(turn.calls));
 }
 
 /** @param {import("./conversation.js").Conversation} chat @returns {boolean} whether it was kept */

@@ -106,8 +106,8 @@ class Page:
 
     def __init__(self, browser: Browser) -> None:
         self.browser = browser
-        target = browser.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = browser.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._target = browser.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = browser.send("Target.attachToTarget", targetId=self._target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
         self.send("Emulation.setFocusEmulationEnabled", enabled=True)  # as if its window were in front
@@ -244,6 +244,9 @@ class Page:
             # Not the icon that a browser looks for by itself where a document names none, as the one between two tests.
             *(line["text"] for line in lines if not line.get("url", "").endswith("/favicon.ico")),
         ]
+
+    def close(self) -> None:
+        self.browser.send("Target.closeTarget", targetId=self._target)
 
     def requests(self) -> list[dict[str, Any]]:
         """All that left the page so far: `url`, `method`, `headers`, `postData`."""

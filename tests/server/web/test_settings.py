@@ -60,3 +60,16 @@ def test_the_second_name_of_the_model_can_be_chosen(page: Tab, script: Script) -
     page.js("document.querySelector('#model').dispatchEvent(new Event('change'))")
     page.ask("Hi")
     assert page.body()["model"] == "moonshotai/Kimi-K2-Instruct"
+
+
+def test_a_key_that_no_header_can_carry_is_told_at_its_field(page: Tab, script: Script) -> None:
+    page.set(key="schlüssel")
+    page.press("Tab")
+    page.fill("#message", "Hi")
+    page.press("Enter")
+    page.until("document.activeElement.name === 'key'")
+    assert script.requests == []
+    page.set(key="sk-1")
+    page.press("Tab")
+    page.ask("Hi")
+    assert len(script.requests) == 1

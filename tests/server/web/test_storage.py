@@ -43,7 +43,7 @@ def test_a_reload_in_the_middle_of_an_answer_keeps_what_came(page: Tab, script: 
 
 
 def test_what_another_program_left_in_the_storage_does_no_harm(page: Tab, server: Address) -> None:
-    for value in ("{", "null", "7", '{"turns": 7}', '{"turns": []}'):
+    for value in ("{", "null", "7", '{"turns": 7}', '{"turns": [{"role": "assistant"}]}', '{"turns": []}'):
         page.forget(f"{server.url}/", **{"chat.1": value})
         page.go(f"{server.url}/")
         page.ask("Hi")
@@ -108,3 +108,12 @@ def test_a_file_that_is_no_conversation_changes_nothing(page: Tab, tmp_path: Pat
     page.until("document.querySelector('#notice').innerText.includes('Nothing was imported')")
     assert words in page.text("#notice")
     assert page.count("article") == 2
+
+
+def test_two_tabs_show_the_same_conversation(page: Tab, server: Address) -> None:
+    other = Tab(page.browser)
+    other.go(f"{server.url}/")
+    page.ask("Hi")
+    other.until("document.querySelector('.answer .text')?.innerText === 'Hello'")
+    assert other.complaints() == []
+    other.close()
