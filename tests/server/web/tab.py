@@ -9,7 +9,7 @@ from baltoro.chat.messages import ArgumentsDelta, CallBegun, CallEnded, Finished
 from tests.server.script import USAGE, Script
 from tests.server.web.browser import Page
 
-NEVER = 600.0  # seconds; a test stops such an answer
+NEVER = 60.0  # seconds; a test stops such an answer
 IDLE = "!document.querySelector('#send').hidden"
 REFUSED = "Failed to load resource"  # the browser's own line about a status of 400 and more
 WEATHER = {

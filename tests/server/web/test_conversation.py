@@ -111,10 +111,10 @@ def test_calls_may_be_left_without_a_result_and_answered_later(page: Tab, script
     page.click(".call .result button")
     page.fill(".give textarea", "clear")
     page.press("Enter")
-    page.fill(".give textarea", "snow")
-    page.press("Enter")
+    page.press("Enter")  # a tool may return nothing
     page.until(f"{IDLE} && document.querySelectorAll('.answer').length === 2")
-    assert [m.role for m in script.requests[-1].messages] == ["user", "assistant", "tool", "tool"]
+    results = [(m.role, m.content) for m in script.requests[-1].messages[2:]]
+    assert results == [("tool", "clear"), ("tool", "")]
 
 
 def test_a_message_is_edited_and_an_answer_written_anew(page: Tab, script: Script) -> None:

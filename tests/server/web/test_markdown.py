@@ -6,7 +6,7 @@ import json
 import re
 from itertools import pairwise
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from baltoro.chat.messages import ArgumentsDelta, CallBegun, CallEnded, Finished, TextDelta
@@ -69,6 +69,7 @@ LINES = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(lines=["- word", "", "- word"], cuts=[9])  # two blocks become one
 @given(lines=st.lists(LINES, max_size=12), cuts=st.lists(st.integers(0, 200), max_size=6))
 def test_every_letter_is_shown_whatever_the_marks_and_however_it_comes(
     page: Tab, lines: list[str], cuts: list[int]
