@@ -62,6 +62,7 @@ def test_with_a_compiler_the_wheel_has_the_kernels_and_all_data_but_no_sources_o
     assert any(is_native(name) for name in names)
     assert not any("csrc" in name for name in names)
     assert {"baltoro/py.typed", "baltoro/presets/kimi-k2-instruct.json"} <= names
-    kept = {f"baltoro/nano/{path.name}" for path in (ROOT / "baltoro" / "nano").iterdir() if path.is_file()}
-    assert kept <= names
+    for folder in ("nano", "server/web"):
+        kept = {f"baltoro/{folder}/{path.name}" for path in (ROOT / "baltoro" / folder).iterdir() if path.is_file()}
+        assert kept and kept <= names
     assert sum(name.endswith((".dist-info/licenses/LICENSE", ".dist-info/licenses/NOTICE")) for name in names) == 2

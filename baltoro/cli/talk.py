@@ -220,7 +220,8 @@ def serve(
 
     POST /v1/chat/completions, /v1/completions, /v1/responses and /v1/messages, plain and streamed;
     POST /v1/messages/count_tokens and /v1/tokenizers/estimate-token-count; GET /v1/models, /health, /ready, /stats,
-    /metrics and /docs. With --keys, or a key in BALTORO_API_KEY, all but /health and /ready ask for one.
+    /metrics and /docs. With --keys, or a key in BALTORO_API_KEY, all but /health, /ready and the
+    chat page at / ask for one.
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app
@@ -267,7 +268,7 @@ def serve(
     with closing(opened) as llm:
         served = Served(llm=llm, names=names)
         url = listen.url(host, sockets[0], scheme="https" if certificate else "http")
-        say(f"serving {served.names[0]} on {url}/v1 (Ctrl-C stops)")
+        say(f"serving {served.names[0]} on {url}/v1 and a chat page on {url}/ (Ctrl-C stops)")
         try:
             record = writing and writing.around(model, llm)
             watch = operations.watch(traces, access_log=access_log)

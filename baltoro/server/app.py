@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.errors import BaltoroError, EngineError, ModelNotFound
-from baltoro.server import anthropic_routes, envelopes, metrics, models, moonshot, openai_routes, responses_routes
+from baltoro.server import anthropic_routes, envelopes, metrics, models, moonshot, openai_routes, page, responses_routes
 from baltoro.server.body import JsonRoute, explain
 from baltoro.server.envelopes import Problem, problem
 from baltoro.server.gate import Gate
@@ -85,11 +85,6 @@ def create_app(
     )
     router = APIRouter(route_class=JsonRoute)
 
-    @router.head("/")
-    async def reachable() -> Response:
-        """Claude Code asks before its first request."""
-        return Response()
-
     @router.head("/health")
     @router.get("/health")
     async def health(request: Request) -> Response:
@@ -124,7 +119,7 @@ def create_app(
         return JSONResponse({"model": served.names[0], "clock_s": time.monotonic(), **served.llm.statistics()})
 
     rooms = (models, openai_routes, responses_routes, anthropic_routes, moonshot)
-    routers = [router, *(room.router(served) for room in rooms)]
+    routers = [router, *(room.router(served) for room in rooms), page.router()]
     for each in routers:
         app.include_router(each)
     routes = [route.path for each in routers for route in each.routes if isinstance(route, APIRoute)]

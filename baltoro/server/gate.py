@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-OPEN = frozenset({"/", "/health", "/ready"})  # for whoever starts, stops and balances servers
+OPEN = frozenset({"/", "/health", "/ready"})  # the chat page, and for whoever starts, stops and balances servers
+OPEN_FOLDER = "/web/"  # of the chat page, which then asks for a key itself
 
 Refuse = Callable[[Request, BaltoroError], Response]  # an error in the words of the dialect that was spoken
 
@@ -65,7 +66,7 @@ class Gate:
         self._refuse = refuse
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in OPEN:
+        if scope["path"] in OPEN or scope["path"].startswith(OPEN_FOLDER):
             return await self._app(scope, receive, send)
         told: list[tuple[bytes, bytes]] = []
         try:

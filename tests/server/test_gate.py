@@ -102,10 +102,10 @@ def guarded(_guarded: Guarded) -> Guarded:
     return _guarded
 
 
-def test_health_and_readiness_are_open_and_all_else_is_not(guarded: Guarded) -> None:
-    for path in OPEN - {"/"}:
+def test_health_readiness_and_the_chat_page_are_open_and_all_else_is_not(guarded: Guarded) -> None:
+    for path in (*OPEN, "/web/main.js"):
         assert guarded.address.http.get(path).status_code == 200
-    for path in ("/v1/models", "/stats", "/metrics", "/docs", "/openapi.json", "/nope", CHAT, "/health/"):
+    for path in ("/v1/models", "/stats", "/metrics", "/docs", "/openapi.json", "/nope", CHAT, "/health/", "/web"):
         assert guarded.address.http.get(path).status_code == 401, path
         secret = guarded.key(f"reads {path}")
         assert guarded.address.http.get(path, headers={"x-api-key": secret}).status_code != 401
