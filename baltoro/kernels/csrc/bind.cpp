@@ -1,6 +1,6 @@
 // This and its neighbours, bind_*, are the only files that know Python. Arrays arrive as addresses: door.py has checked
-// shapes, types and strides, and keeps the tensors alive during the call. (Four tensors through DLPack cost more than the
-// kernel of a small layer.)
+// shapes, types and strides, and keeps the tensors alive during the call. (Four tensors through DLPack cost more than
+// the kernel of a small layer.)
 #include "bind.h"
 
 #include <nanobind/stl/string.h>

@@ -83,33 +83,33 @@ void bind_step(nb::module_& m) {
       });
 
   static_assert(sizeof(baltoro::Chunk) == 4 * sizeof(int64_t));
-  nb::class_<baltoro::Rows>(m, "Rows").def("__init__", [](baltoro::Rows* self, int64_t T, uintptr_t write_slots,
-                                                          uintptr_t decoding, uintptr_t slots, uintptr_t edges,
-                                                          int64_t num_decoding, uintptr_t chunks, int64_t num_chunks,
-                                                          uintptr_t chunk_slots) {
-    new (self) baltoro::Rows{T,
-                             nullptr,
-                             nullptr,
-                             at<const int64_t>(write_slots),
-                             at<const int64_t>(decoding),
-                             at<const int64_t>(slots),
-                             at<const int64_t>(edges),
-                             num_decoding,
-                             at<const baltoro::Chunk>(chunks),
-                             num_chunks,
-                             at<const int64_t>(chunk_slots)};
-  });
+  nb::class_<baltoro::Rows>(m, "Rows").def(
+      "__init__",
+      [](baltoro::Rows* self, int64_t T, uintptr_t write_slots, uintptr_t decoding, uintptr_t slots, uintptr_t edges,
+         int64_t num_decoding, uintptr_t chunks, int64_t num_chunks, uintptr_t chunk_slots) {
+        new (self) baltoro::Rows{T,
+                                 nullptr,
+                                 nullptr,
+                                 at<const int64_t>(write_slots),
+                                 at<const int64_t>(decoding),
+                                 at<const int64_t>(slots),
+                                 at<const int64_t>(edges),
+                                 num_decoding,
+                                 at<const baltoro::Chunk>(chunks),
+                                 num_chunks,
+                                 at<const int64_t>(chunk_slots)};
+      });
 
-  m.def("attention_step", [](const std::string& target, const baltoro::AttentionWeights& w, uintptr_t x,
-                             const baltoro::Rows& rows, uintptr_t cos, uintptr_t sin, uintptr_t cache, float scale,
-                             uintptr_t y, int64_t H, int64_t R, int threads) {
-    const baltoro::Target& kernels = baltoro::target(target);
-    const nb::gil_scoped_release released;
-    baltoro::Rows turned = rows;
-    turned.cos = at<const float>(cos), turned.sin = at<const float>(sin);
-    baltoro::attention_step(kernels, w, at<const float>(x), turned, at<uint16_t>(cache), scale, at<float>(y), H, R,
-                            threads);
-  });
+  m.def("attention_step",
+        [](const std::string& target, const baltoro::AttentionWeights& w, uintptr_t x, const baltoro::Rows& rows,
+           uintptr_t cos, uintptr_t sin, uintptr_t cache, float scale, uintptr_t y, int64_t H, int64_t R, int threads) {
+          const baltoro::Target& kernels = baltoro::target(target);
+          const nb::gil_scoped_release released;
+          baltoro::Rows turned = rows;
+          turned.cos = at<const float>(cos), turned.sin = at<const float>(sin);
+          baltoro::attention_step(kernels, w, at<const float>(x), turned, at<uint16_t>(cache), scale, at<float>(y), H,
+                                  R, threads);
+        });
 
   m.def("mixture_step",
         [](const std::string& target, const baltoro::MixtureWeights& w, uintptr_t h, uintptr_t x, uintptr_t weights,
