@@ -48,7 +48,7 @@ _SPELLED = re.compile("(" + "|".join(map(re.escape, [*_SPELLINGS, _END_OF_TURN])
 
 _PREFIX = "functions."
 _INDEXED = re.compile(r"(\S+?)\s*:\s*([0-9]{1,9})")
-_BARE = re.compile(r"(?![0-9]+\Z)[\w-]{1,64}")  # K2 forgot the index; a bare number has no name to call
+_BARE = re.compile(r"(?![0-9]+\Z)\$?[\w-]{1,64}")  # K2 forgot the index; a bare number has no name to call
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

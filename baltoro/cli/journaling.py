@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import typer
 
-from baltoro.errors import BaltoroError
+from baltoro.cli import hooks
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -64,19 +62,6 @@ def opened(
     kept = Retention(most_age_s=None if most_days is None else most_days * DAY_S)
     if most_bytes is not None:
         kept = Retention(most_bytes=most_bytes, most_age_s=kept.most_age_s)
-    journal = Journal(folder, retention=kept, redact=None if redact is None else _function(redact))
+    redaction = None if redact is None else hooks.load("--journal-redact", redact)
+    journal = Journal(folder, retention=kept, redact=redaction)
     return Writing(journal, content)
-
-
-def _function(text: str) -> Callable[[dict[str, Any]], dict[str, Any] | None]:
-    module, _, name = text.partition(":")
-    sys.path.insert(0, "")  # as `python -m` would find it
-    try:
-        function: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BaltoroError(f"--journal-redact {text}: {error}", hint="write MODULE:FUNCTION") from error
-    finally:
-        sys.path.remove("")
-    if not callable(function):
-        raise BaltoroError(f"--journal-redact {text} is no function", hint="write MODULE:FUNCTION")
-    return cast("Callable[[dict[str, Any]], dict[str, Any] | None]", function)

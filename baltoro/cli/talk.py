@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from baltoro.cli import journaling, operations
+from baltoro.cli import hooks, journaling, operations
 from baltoro.cli.access import Access
 from baltoro.cli.app import app
 from baltoro.cli.operations import LogFormat, LogLevel, Say
@@ -128,6 +128,13 @@ def serve(
             "x-baltoro-loosened, instead of refusing the request. With strict: true it is refused all the same.",
         ),
     ] = False,
+    web_search: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help='Searches for Moonshot\'s $web_search: takes its arguments, {"query": TEXT}, returns text or JSON.',
+        ),
+    ] = None,
     format: AnyFormat = None,
     expert_memory: ExpertMemory = None,
     trace: TraceFile = None,
@@ -225,6 +232,7 @@ def serve(
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app
+    from baltoro.server.web_search import WebSearch
 
     if no_prefix_cache and prefix_cache is not None:
         raise typer.BadParameter("there is nothing to keep with --no-prefix-cache", param_hint="--prefix-cache")
@@ -238,6 +246,7 @@ def serve(
     certificate = operations.certificate(tls_cert, tls_key, tls_key_password_file)
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
     access.check(all(map(listen.is_loopback, sockets)))
+    searches = None if web_search is None else WebSearch(hooks.load("--web-search", web_search))
     names = tuple(served_model_name or default_names(model))
     accounts = access.accounts(names, say)
     writing = journaling.opened(
@@ -266,7 +275,7 @@ def serve(
             draw_seeds=writing is not None,
         )  # fmt: skip
     with closing(opened) as llm:
-        served = Served(llm=llm, names=names)
+        served = Served(llm=llm, names=names, web_search=searches)
         url = listen.url(host, sockets[0], scheme="https" if certificate else "http")
         say(f"serving {served.names[0]} on {url}/v1 and a chat page on {url}/ (Ctrl-C stops)")
         try:

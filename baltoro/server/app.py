@@ -28,6 +28,7 @@ from baltoro.server.gate import Gate
 if TYPE_CHECKING:
     from baltoro.llm import ChatModel
     from baltoro.server.books import Accounts
+    from baltoro.server.web_search import WebSearch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class Served:
 
     llm: ChatModel
     names: tuple[str, ...]
+    web_search: WebSearch | None = None  # None: `$web_search` is refused
     draining: threading.Event = field(default_factory=threading.Event)  # set: new requests should go elsewhere
     created: int = field(default_factory=lambda: int(time.time()))
 

@@ -1,7 +1,8 @@
 """What Moonshot's own API has beside OpenAI's: how many tokens a conversation would be.
 
 The rest of its dialect are fields of OpenAI's chats, read in `openai.py`: `partial` on a last assistant message, which
-the answer then goes on with, and tools of type `builtin_function`, which run on Moonshot's servers and are refused.
+the answer then goes on with, and tools of type `builtin_function`, which Moonshot's servers run. `$web_search` is done
+by `web_search.py` where the operator has a function for it; all others are refused.
 Source: platform.moonshot.ai/docs.
 """
 
@@ -26,7 +27,7 @@ class EstimateBody(Strict):
 
     model: str
     messages: Annotated[list[openai.MessageBody], Field(min_length=1)]
-    tools: list[openai.ToolBody] | None = None
+    tools: list[openai.AnyTool] | None = None
 
 
 def router(served: Served) -> APIRouter:
@@ -36,7 +37,10 @@ def router(served: Served) -> APIRouter:
     async def estimate(body: Annotated[EstimateBody, Body()]) -> Response:
         """No estimate: the prompt of a chat, counted."""
         served.check(body.model)
-        wanted = openai.chat_request(openai.ChatBody.model_construct(messages=body.messages, tools=body.tools))
+        chat = openai.ChatBody.model_construct(messages=body.messages, tools=body.tools)
+        wanted = openai.chat_request(chat, searches=served.web_search is not None)
+        if served.web_search is not None:
+            wanted = await served.web_search.answered(wanted)
         total = await asyncio.to_thread(served.llm.count_tokens, wanted)
         return JSONResponse({"data": {"total_tokens": total}})
 

@@ -8,11 +8,19 @@ Source: platform.openai.com/docs/api-reference/chat; tests read the official cli
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, ModelWrapValidatorHandler, PrivateAttr, Tag, TypeAdapter, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    Discriminator,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from baltoro.chat.messages import (
     ChatRequest,
@@ -24,6 +32,7 @@ from baltoro.chat.messages import (
     Usage,
 )
 from baltoro.errors import RequestError
+from baltoro.server import web_search
 from baltoro.server.body import Strict, by_type, explain, only
 from baltoro.server.formats import ResponseFormat
 from baltoro.server.sampling import MaxTokens, SamplingBody, wishes
@@ -51,7 +60,7 @@ class CalledFunction(Strict):
 
 class CallBody(Strict):
     id: Annotated[str, Field(min_length=1)]
-    type: Literal["function"] = "function"
+    type: Literal["function", "builtin_function"] = "function"  # histories from Moonshot have both
     function: CalledFunction
     index: int | None = None  # clients that accumulate a stream send it back
 
@@ -77,19 +86,6 @@ class FunctionBody(Strict):
     strict: bool | None = None  # arguments always follow the schema; true: even where schemas may be loose
 
 
-def _refuse_builtin(value: Json) -> None:
-    """Moonshot's tools that run on Moonshot's servers."""
-    match value:
-        case {"type": "builtin_function", "function": {"name": str(name)}}:
-            raise PydanticCustomError(
-                "unsupported_value",
-                "the builtin_function '{name}' runs on Moonshot's servers and is not supported; leave it out",
-                {"name": name},
-            )
-        case _:
-            pass
-
-
 class ToolBody(Strict):
     type: Literal["function"]
     function: FunctionBody
@@ -98,7 +94,6 @@ class ToolBody(Strict):
     @model_validator(mode="wrap")
     @classmethod
     def _keep_declaration(cls, value: Any, handler: ModelWrapValidatorHandler[ToolBody]) -> ToolBody:
-        _refuse_builtin(value)
         tool = handler(value)
         tool._declaration = value  # the template prints it with the client's own keys and their order
         return tool
@@ -111,6 +106,27 @@ class ToolBody(Strict):
             declaration=self._declaration,
             strict=bool(function.strict),
         )
+
+
+class BuiltinFunction(Strict):
+    name: str
+
+
+class BuiltinBody(Strict):
+    """Moonshot's tools that its servers run."""
+
+    type: Literal["builtin_function"]
+    function: BuiltinFunction
+
+
+def _kind_of_tool(value: Any) -> str:
+    is_builtin = isinstance(value, dict) and cast("dict[str, Any]", value).get("type") == "builtin_function"
+    return "(builtin)" if is_builtin else "(function)"
+
+
+AnyTool = Annotated[
+    Annotated[ToolBody, Tag("(function)")] | Annotated[BuiltinBody, Tag("(builtin)")], Discriminator(_kind_of_tool)
+]
 
 
 class NamedFunction(Strict):
@@ -138,7 +154,7 @@ class ChatBody(SamplingBody):
 
     model: str
     messages: Annotated[list[MessageBody], Field(min_length=1)]
-    tools: list[ToolBody] | None = None
+    tools: list[AnyTool] | None = None
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     max_tokens: MaxTokens | None = None
@@ -185,9 +201,12 @@ NOTED = (
 # ----------------------------------------------------------------------------------------- body -> ChatRequest
 
 
-def chat_request(body: ChatBody) -> ChatRequest:
-    """The request in our own words; raises RequestError where fields contradict each other."""
-    tools = _tools(body.tools or [])
+def chat_request(body: ChatBody, *, searches: bool = False) -> ChatRequest:
+    """The request in our own words; raises RequestError where fields contradict each other.
+
+    searches: whether this server runs `$web_search`
+    """
+    tools = _tools(body.tools or [], searches=searches)
     check_stream_options(body.stream, body.stream_options)
     if body.top_logprobs and not body.logprobs:
         raise RequestError("top_logprobs needs logprobs: true", param="top_logprobs", code="invalid_value")
@@ -250,21 +269,35 @@ def _message(body: MessageBody, where: str) -> Message:
     )
 
 
-def _tools(bodies: list[ToolBody]) -> tuple[Tool, ...]:
-    seen: set[str] = set()
+def _tools(bodies: Sequence[ToolBody | BuiltinBody], *, searches: bool) -> tuple[Tool, ...]:
+    tools: dict[str, Tool] = {}
     for at, body in enumerate(bodies):
         name = body.function.name
-        if name in seen:
+        if name in tools:
             where = f"tools[{at}].function.name"
             raise RequestError(f"{where} declares '{name}' a second time", param=where, code="invalid_value")
-        seen.add(name)
-    return tuple(body.tool() for body in bodies)
+        tools[name] = body.tool() if isinstance(body, ToolBody) else _builtin(name, f"tools[{at}]", searches=searches)
+    return tuple(tools.values())
+
+
+def _builtin(name: str, where: str, *, searches: bool) -> Tool:
+    if name == web_search.NAME and searches:
+        return web_search.TOOL
+    hint = "leave it out"
+    if name == web_search.NAME:
+        hint = f"`baltoro serve --web-search MODULE:FUNCTION` runs it, or {hint}"
+    raise RequestError(
+        f"{where}: the builtin_function '{name}' runs on Moonshot's servers, and this one has nothing in its place",
+        hint=hint,
+        param=where,
+        code="unsupported_value",
+    )
 
 
 def read_tools(document: Json) -> tuple[Tool, ...]:
     """Tools from a file, as a request declares them."""
     try:
-        return _tools(TypeAdapter(list[ToolBody]).validate_python(document))
+        return _tools(TypeAdapter(list[ToolBody]).validate_python(document), searches=False)
     except ValidationError as error:
         raise explain([{**each, "loc": ("body", "tools", *each["loc"])} for each in error.errors()]) from error
 

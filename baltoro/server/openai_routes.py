@@ -22,7 +22,9 @@ def router(served: Served) -> APIRouter:
     @routes.post("/v1/chat/completions")
     async def chat(request: Request, body: Annotated[openai.ChatBody, Body()]) -> Response:
         served.check(body.model)
-        wanted = openai.chat_request(body)
+        wanted = openai.chat_request(body, searches=served.web_search is not None)
+        if served.web_search is not None:
+            wanted = await served.web_search.answered(wanted)
         writer = openai_writer.Writer(body.model, served.fingerprint, wanted.logprobs)
         headers = await loosened.headers(served.llm, wanted)
         async with AsyncExitStack() as sources:

@@ -27,6 +27,7 @@ from baltoro.chat.messages import (
 )
 from baltoro.server.openai import event, usage_json
 from baltoro.server.sampling import logprob, token_text
+from baltoro.server.web_search import call_type
 
 
 class _Whole:
@@ -44,7 +45,7 @@ class _Whole:
                 self.text.append(delta.text)
             case CallBegun():
                 function = {"name": delta.name, "arguments": ""}
-                self.calls.append({"id": delta.id, "type": "function", "function": function})
+                self.calls.append({"id": delta.id, "type": call_type(delta.name), "function": function})
             case ArgumentsDelta():
                 self.calls[delta.index]["function"]["arguments"] += delta.text
             case Finished():
@@ -110,7 +111,12 @@ class Writer:
                         piece = {"content": delta.text}
                     case CallBegun():
                         function: dict[str, Json] = {"name": delta.name, "arguments": ""}
-                        call = {"index": delta.index, "id": delta.id, "type": "function", "function": function}
+                        call = {
+                            "index": delta.index,
+                            "id": delta.id,
+                            "type": call_type(delta.name),
+                            "function": function,
+                        }
                         piece = {"tool_calls": [call]}
                     case ArgumentsDelta():
                         piece = {"tool_calls": [{"index": delta.index, "function": {"arguments": delta.text}}]}

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import httpx2
 
 from baltoro.errors import BaltoroError
+from baltoro.server import web_search
 from baltoro.server.compare import Difference, Said, compare, said, schemas
 from baltoro.server.journal import Record
 
@@ -64,13 +65,23 @@ class Replay:
 def questions(record: Record, model: str, *, here: bool) -> list[tuple[str, Record]]:
     """Paths and bodies that ask for a record's answers once more. here: of a model whose records we get ourselves."""
     path: str = record["path"]
-    if "body" in record and (path == CHAT or (here and path != COMPLETIONS)):
+    by_body = path == CHAT or (here and path != COMPLETIONS)
+    if by_body and "body" in record and not _searches(record["body"]):
         body = {name: value for name, value in record["body"].items() if name not in ("stream", "stream_options")}
         seed = record["prompts"][0]["answers"][0]["seed"]
         if path == CHAT and seed is not None:
             body["seed"] = seed
         return [(path, body | {"model": model})]
     return [(COMPLETIONS, _by_ids(prompt, model)) for prompt in record["prompts"]]
+
+
+def _searches(body: Record) -> bool:
+    """What was found on the web stands in the prompt's ids alone, and would be something else now."""
+    return any(tool.get("type") == "builtin_function" for tool in body.get("tools") or ()) or any(
+        call["function"]["name"] == web_search.NAME
+        for message in body.get("messages") or ()
+        for call in message.get("tool_calls") or ()
+    )
 
 
 def _by_ids(prompt: Record, model: str) -> Record:

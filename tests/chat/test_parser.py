@@ -204,10 +204,10 @@ def test_a_call_is_streamed_piece_by_piece() -> None:
 
 
 def test_a_call_without_index_takes_the_next_of_the_conversation() -> None:
-    headers = ["functions.a", "functions.b:7", "functions.c:1", "d"]
+    headers = ["functions.a", "functions.b:7", "functions.c:1", "d", "functions.$web_search"]
     deltas, _ = read_text([f"{CALL}{header}{ARGUMENTS}{{}}{CALL_END}" for header in headers], next_index=4)
     begun = [delta.id for delta in deltas if isinstance(delta, CallBegun)]
-    assert begun == ["functions.a:4", "functions.b:7", "functions.c:1", "functions.d:8"]
+    assert begun == ["functions.a:4", "functions.b:7", "functions.c:1", "functions.d:8", "functions.$web_search:9"]
 
 
 def test_renumbered_ids_count_on_whatever_the_model_wrote() -> None:

@@ -37,8 +37,23 @@ def test_a_conversation_s_tokens_are_counted(server: Address, script: Script) ->
 
 
 def test_tools_that_run_at_moonshot_are_refused_by_name(server: Address, script: Script) -> None:
-    tools: Any = [{"type": "builtin_function", "function": {"name": "$web_search"}}]
-    with pytest.raises(openai.BadRequestError, match=r"'\$web_search' runs on Moonshot's servers") as refused:
-        server.openai.chat.completions.create(model="tiny", messages=HI, tools=tools)
-    assert (refused.value.param, refused.value.code) == ("tools[0]", "unsupported_value")
+    """`$web_search` too, where no search was configured; then it is told how."""
+    for name, words in [("$calculator", "nothing in its place"), ("$web_search", "--web-search MODULE:FUNCTION")]:
+        tools: Any = [{"type": "builtin_function", "function": {"name": name}}]
+        with pytest.raises(openai.BadRequestError, match=words) as refused:
+            server.openai.chat.completions.create(model="tiny", messages=HI, tools=tools)
+        assert (refused.value.param, refused.value.code) == ("tools[0]", "unsupported_value")
+        assert f"'{name}'" in refused.value.message
+        counted = server.http.post(COUNT, json={"model": "tiny", "messages": HI, "tools": tools})
+        assert counted.json()["error"]["param"] == "tools[0]"
     assert script.requests == []
+
+
+def test_without_a_search_arguments_that_come_back_are_what_the_model_reads(server: Address, script: Script) -> None:
+    call = {"id": "x", "type": "builtin_function", "function": {"name": "$web_search", "arguments": '{"query": "a"}'}}
+    told: Any = [
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "x", "content": '{"query": "a"}'},
+    ]
+    server.openai.chat.completions.create(model="tiny", messages=[*HI, *told])
+    assert script.requests[0].messages[-1].content == '{"query": "a"}'
