@@ -16,6 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from baltoro.errors import BaltoroError
+from baltoro.server import connections
 
 # uvicorn's own lines, all of them to stderr: stdout is for data.
 _LOGGING: dict[str, Any] = {
@@ -130,6 +131,17 @@ class _Server(uvicorn.Server):
         self.cut = sum(not task.done() for task in self.server_state.tasks)
 
 
+def configured(app: ASGIApp, connection: type[connections.Connection] | None = None, **more: Any) -> uvicorn.Config:
+    """How uvicorn runs our app. connection: with bounds of its own, for tests. more: uvicorn's own settings"""
+    if connection is None:
+        most = connections.allowed_connections()
+        connection = type("Connection", (connections.Connection,), {"most": most})
+    return uvicorn.Config(
+        app, http=connection, timeout_keep_alive=connections.KEEP_ALIVE_S, server_header=False, lifespan="off",
+        ws="none", **more,
+    )  # fmt: skip
+
+
 def _stop_when(leave: threading.Event, server: uvicorn.Server) -> None:
     leave.wait()
     server.should_exit = True
@@ -154,9 +166,7 @@ def run(
             each.listen(1024)
         except OSError as error:  # another process bound the same port while our model loaded, and listens already
             raise _unavailable(each.getsockname()[0], port_of(each), error) from error
-    config = uvicorn.Config(
-        app, log_config=_LOGGING, timeout_graceful_shutdown=grace_s, server_header=False, lifespan="off", ws="none"
-    )
+    config = configured(app, log_config=_LOGGING, timeout_graceful_shutdown=grace_s)
     server = _Server(config, drain_s, draining or threading.Event())
     if leave is not None:
         threading.Thread(target=_stop_when, args=(leave, server), name="baltoro-leave", daemon=True).start()

@@ -1,7 +1,8 @@
 """What Moonshot's own API has beside OpenAI's: how many tokens a conversation would be.
 
 The rest of its dialect are fields of OpenAI's chats, read in `openai.py`: `partial` on a last assistant message, which
-the answer then goes on with, and tools of type `builtin_function`, which run on Moonshot's servers and are refused.
+the answer then goes on with, `thinking`, which can only be disabled, and tools of type `builtin_function`, which run on
+Moonshot's servers and are refused.
 Source: platform.moonshot.ai/docs.
 """
 

@@ -22,6 +22,7 @@ def router(served: Served) -> APIRouter:
     @routes.post("/v1/chat/completions")
     async def chat(request: Request, body: Annotated[openai.ChatBody, Body()]) -> Response:
         served.check(body.model)
+        openai.check_bound(body, served.llm.max_context)
         wanted = openai.chat_request(body)
         writer = openai_writer.Writer(body.model, served.fingerprint, wanted.logprobs)
         headers = await loosened.headers(served.llm, wanted)
