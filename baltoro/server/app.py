@@ -9,19 +9,31 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.errors import BaltoroError, EngineError, ModelNotFound
-from baltoro.server import anthropic_routes, envelopes, metrics, models, moonshot, openai_routes, responses_routes
+from baltoro.server import (
+    anthropic_routes,
+    envelopes,
+    metrics,
+    models,
+    moonshot,
+    openai_routes,
+    openapi,
+    responses_routes,
+)
 from baltoro.server.body import JsonRoute, explain
+from baltoro.server.connections import MAX_HEAD_BYTES
 from baltoro.server.envelopes import Problem, problem
 from baltoro.server.gate import Gate
 
@@ -74,12 +86,13 @@ def create_app(
             BaltoroError: baltoro_error,
             RequestValidationError: _validation_error,
             HTTPException: _http_error,
+            ClientDisconnect: _left,
             Exception: _unexpected,
         },
     )
-    router = APIRouter(route_class=JsonRoute)
+    router = APIRouter(route_class=JsonRoute, responses=openapi.OURS)
 
-    @router.head("/")
+    @router.head("/", response_class=Response)
     async def reachable() -> Response:
         """Claude Code asks before its first request."""
         return Response()
@@ -101,7 +114,7 @@ def create_app(
             return envelopes.answer(request, problem(EngineError("this server is about to leave")))
         return await health(request)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Counters, gauges and histograms in Prometheus' text form, by vLLM's names."""
         healthy = await asyncio.to_thread(served.llm.unhealthy) is None
@@ -121,6 +134,7 @@ def create_app(
     routers = [router, *(room.router(served) for room in rooms)]
     for each in routers:
         app.include_router(each)
+    app.openapi = cache(lambda: openapi.document(app))
     routes = [route.path for each in routers for route in each.routes if isinstance(route, APIRoute)]
     gated = Gate(app, accounts, refuse) if accounts is not None else app
     recorded = record(gated) if record is not None else gated
@@ -147,7 +161,11 @@ class RequestIds:
                 message["headers"] = [*message["headers"], (b"x-request-id", name), (b"request-id", name)]
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        app = self.app
+        if sum(len(field) + len(value) for field, value in scope["headers"]) > MAX_HEAD_BYTES:
+            refusal = Problem(status=431, message=f"the headers have more than {MAX_HEAD_BYTES} bytes")
+            app = envelopes.answer(Request(scope), refusal)
+        await app(scope, receive, send_with_id)
 
 
 # ------------------------------------------------------------------------------------------- error -> answer
@@ -165,6 +183,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     answer = envelopes.answer(request, Problem(status=error.status_code, message=message))
     answer.headers.update(error.headers or {})
     return answer
+
+
+async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """In the middle of its body; nobody hears this."""
+    return Response(status_code=499)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -7,7 +7,8 @@
   idle it hears 503.
 - What is no HTTP is answered in JSON that clients of every dialect read.
 
-How long a body may take is `body.BODY_TIMEOUT_S`; h11 bounds a head's bytes.
+How long a body may take is `body.BODY_TIMEOUT_S`. h11 refuses a head that is longer than MAX_HEAD_BYTES and has no
+end; one that came whole is refused by the app.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from baltoro.chat.messages import Json
 
+MAX_HEAD_BYTES = 64 * 2**10  # clients send 2 KiB
 KEEP_ALIVE_S = 75  # longer than clients and proxies keep one to use again, so that it never closes under a request
 MOST_CONNECTIONS = 8192  # some 20 KB each
 OTHER_FILES = 256  # for the model, the database, the journal
@@ -89,8 +91,11 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         self._idle_since = self.loop.time()
         super().on_response_complete()
-        if self.transport.is_closing() and self._stalled is None:  # as soon as the client has read the rest
-            self._stalled = self.loop.call_later(self.stall_timeout_s, self.transport.abort)
+        if self.transport.is_closing():
+            if self._stalled is None:  # it closes as soon as the client has read the rest
+                self._stalled = self.loop.call_later(self.stall_timeout_s, self.transport.abort)
+        elif self.idle and self.conn.trailing_data[0]:  # half a head came along with the request before it
+            self._head_late = self.loop.call_later(self.head_timeout_s, self.transport.abort)
 
     def timeout_keep_alive_handler(self) -> None:
         self.transport.abort()

@@ -138,7 +138,7 @@ def configured(app: ASGIApp, connection: type[connections.Connection] | None = N
         connection = type("Connection", (connections.Connection,), {"most": most})
     return uvicorn.Config(
         app, http=connection, timeout_keep_alive=connections.KEEP_ALIVE_S, server_header=False, lifespan="off",
-        ws="none", **more,
+        h11_max_incomplete_event_size=connections.MAX_HEAD_BYTES, ws="none", **more,
     )  # fmt: skip
 
 

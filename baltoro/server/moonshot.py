@@ -15,7 +15,7 @@ from fastapi import APIRouter, Body, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from baltoro.server import openai
+from baltoro.server import openai, openapi
 from baltoro.server.body import JsonRoute, Strict
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class EstimateBody(Strict):
 
 
 def router(served: Served) -> APIRouter:
-    routes = APIRouter(route_class=JsonRoute)
+    routes = APIRouter(route_class=JsonRoute, responses=openapi.OPENAI)
 
     @routes.post("/v1/tokenizers/estimate-token-count")
     async def estimate(body: Annotated[EstimateBody, Body()]) -> Response:
