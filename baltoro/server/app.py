@@ -30,6 +30,7 @@ from baltoro.server import (
     moonshot,
     openai_routes,
     openapi,
+    reference,
     responses_routes,
 )
 from baltoro.server.body import JsonRoute, explain
@@ -80,6 +81,8 @@ def create_app(
         return refuse(request, error)
 
     app = FastAPI(
+        docs_url=None,  # FastAPI's pages run scripts from another host
+        redoc_url=None,
         title="Baltoro",
         summary="Kimi K2 over the APIs of OpenAI, Anthropic and Moonshot.",
         exception_handlers={
@@ -131,7 +134,7 @@ def create_app(
         return JSONResponse({"model": served.names[0], "clock_s": time.monotonic(), **served.llm.statistics()})
 
     rooms = (models, openai_routes, responses_routes, anthropic_routes, moonshot)
-    routers = [router, *(room.router(served) for room in rooms)]
+    routers = [router, *(room.router(served) for room in rooms), reference.router(lambda: app.openapi())]
     for each in routers:
         app.include_router(each)
     app.openapi = cache(lambda: openapi.document(app))
