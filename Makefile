@@ -15,7 +15,7 @@ NATIVE := CMakeLists.txt $(shell find baltoro/kernels/csrc -type f)
 CPP := $(shell find baltoro/kernels/csrc tests/native -name "*.cpp" -o -name "*.h" -o -name "*.inl")
 
 .DEFAULT_GOAL := help
-.PHONY: help install format check check-native check-door test docs bench serve clean
+.PHONY: help install format check check-native check-door test clients docs bench serve clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s%s\n", $$1, $$2}' Makefile
@@ -50,6 +50,10 @@ check-door: $(VENV)/.ready-test  ## the kernels' Python door under the same sani
 	ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	  $(PY) -m pytest -q -p tests.native.sanitized tests/kernels/test_door.py $(ARGS)
+
+clients: $(VENV)/.ready-test  ## agents and libraries that others wrote, run against our server (npm for three of them)
+	PYTHON=$(abspath $(PY)) tests/clients/install.sh
+	$(PY) -m pytest -m clients tests/clients $(ARGS)
 
 format: $(VENV)/.ready-test  ## rewrite the sources in the house style
 	$(VENV)/bin/ruff format .

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Body, Request, Response
 from fastapi.responses import JSONResponse
 
-from baltoro.server import anthropic, anthropic_writer, loosened
+from baltoro.server import anthropic, anthropic_writer, loosened, openapi
 from baltoro.server.body import JsonRoute
 from baltoro.server.gate import admission
 from baltoro.server.replies import EventStream, opened, while_connected
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 def router(served: Served) -> APIRouter:
-    routes = APIRouter(route_class=JsonRoute)
+    routes = APIRouter(route_class=JsonRoute, responses=openapi.ANTHROPIC)
 
-    @routes.post("/v1/messages")
+    @routes.post("/v1/messages", responses=openapi.STREAMED)
     async def messages(request: Request, body: Annotated[anthropic.MessagesBody, Body()]) -> Response:
         served.check(body.model)
         writer = anthropic_writer.Writer(body.model, body.max_tokens)

@@ -9,19 +9,33 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.errors import BaltoroError, EngineError, ModelNotFound
-from baltoro.server import anthropic_routes, envelopes, metrics, models, moonshot, openai_routes, page, responses_routes
+from baltoro.server import (
+    anthropic_routes,
+    envelopes,
+    metrics,
+    models,
+    moonshot,
+    openai_routes,
+    openapi,
+    page,
+    reference,
+    responses_routes,
+)
 from baltoro.server.body import JsonRoute, explain
+from baltoro.server.connections import MAX_HEAD_BYTES
 from baltoro.server.envelopes import Problem, problem
 from baltoro.server.gate import Gate
 
@@ -76,16 +90,19 @@ def create_app(
         return refuse(request, error)
 
     app = FastAPI(
+        docs_url=None,  # FastAPI's pages run scripts from another host
+        redoc_url=None,
         title="Baltoro",
         summary="Kimi K2 over the APIs of OpenAI, Anthropic and Moonshot.",
         exception_handlers={
             BaltoroError: baltoro_error,
             RequestValidationError: _validation_error,
             HTTPException: _http_error,
+            ClientDisconnect: _left,
             Exception: _unexpected,
         },
     )
-    router = APIRouter(route_class=JsonRoute)
+    router = APIRouter(route_class=JsonRoute, responses=openapi.OURS)
 
     @router.head("/health")
     @router.get("/health")
@@ -104,7 +121,7 @@ def create_app(
             return envelopes.answer(request, problem(EngineError("this server is about to leave")))
         return await health(request)
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def prometheus() -> Response:
         """Counters, gauges and histograms in Prometheus' text form, by vLLM's names."""
         healthy = await asyncio.to_thread(served.llm.unhealthy) is None
@@ -121,9 +138,10 @@ def create_app(
         return JSONResponse({"model": served.names[0], "clock_s": time.monotonic(), **served.llm.statistics()})
 
     rooms = (models, openai_routes, responses_routes, anthropic_routes, moonshot)
-    routers = [router, *(room.router(served) for room in rooms), page.router()]
+    routers = [router, *(room.router(served) for room in rooms), reference.router(lambda: app.openapi()), page.router()]
     for each in routers:
         app.include_router(each)
+    app.openapi = cache(lambda: openapi.document(app))
     routes = [route.path for each in routers for route in each.routes if isinstance(route, APIRoute)]
     gated = Gate(app, accounts, refuse) if accounts is not None else app
     recorded = record(gated) if record is not None else gated
@@ -153,7 +171,11 @@ class RequestIds:
                 message["headers"] = [*message["headers"], (b"x-request-id", name), (b"request-id", name)]
             await send(message)
 
-        await self.app(scope, receive, send_with_id)
+        app = self.app
+        if sum(len(field) + len(value) for field, value in scope["headers"]) > MAX_HEAD_BYTES:
+            refusal = Problem(status=431, message=f"the headers have more than {MAX_HEAD_BYTES} bytes")
+            app = envelopes.answer(Request(scope), refusal)
+        await app(scope, receive, send_with_id)
 
 
 # ------------------------------------------------------------------------------------------- error -> answer
@@ -171,6 +193,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     answer = envelopes.answer(request, Problem(status=error.status_code, message=message))
     answer.headers.update(error.headers or {})
     return answer
+
+
+async def _left(request: Request, error: Exception) -> Response:  # noqa: ARG001
+    """In the middle of its body; nobody hears this."""
+    return Response(status_code=499)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

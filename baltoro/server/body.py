@@ -7,6 +7,7 @@ stand at their neutral value.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
 import math
@@ -22,6 +23,7 @@ from baltoro.chat.messages import Json
 from baltoro.errors import RequestError
 
 MAX_BODY_BYTES = 16 * 2**20  # a full 256K-token context is about 1 MB of text
+BODY_TIMEOUT_S = 120.0  # for all of it; 16 MiB need 1.1 Mbit/s
 MAX_DEPTH = 100  # levels of nesting; Python recurses about 1000 deep when such a value is printed or compiled
 
 
@@ -30,6 +32,10 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 class BodyTooLarge(RequestError):
     """More bytes than any honest request has; answered with 413."""
+
+
+class BodyTooSlow(RequestError):
+    """A body that does not come to its end; answered with 408, and the connection is closed."""
 
 
 class Strict(BaseModel):
@@ -169,10 +175,17 @@ class _JsonRequest(Request):
         if kind != "application/json":
             raise RequestError(f"content-type is {kind}; expected application/json", code="invalid_content_type")
         raw = bytearray()
-        async for chunk in self.stream():
-            raw += chunk
-            if len(raw) > MAX_BODY_BYTES:
-                raise BodyTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes", code="request_too_large")
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for chunk in self.stream():
+                    raw += chunk
+                    if len(raw) > MAX_BODY_BYTES:
+                        raise BodyTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes", code="request_too_large")
+        except TimeoutError as error:
+            raise BodyTooSlow(
+                f"of the body {len(raw)} bytes came within {BODY_TIMEOUT_S:g} s, and not its end",
+                code="request_timeout",
+            ) from error
         if not raw:
             raise RequestError("the body is empty; expected a JSON object", code="invalid_json")
         self._body = bytes(raw)

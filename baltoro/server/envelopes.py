@@ -25,8 +25,9 @@ from baltoro.errors import (
     SpentError,
 )
 from baltoro.server import openai
-from baltoro.server.body import BodyTooLarge
+from baltoro.server.body import BodyTooLarge, BodyTooSlow
 
+_REFUSAL = {ModelNotFound: 404, BodyTooSlow: 408, BodyTooLarge: 413}  # of requests; all else is 400
 _STATUS = {QueueFull: 429, DeadlineError: 504, EngineError: 503}  # the first that fits
 _CODE = {429: "rate_limit_exceeded", 504: "request_timeout"}
 # Anthropic's clients choose their exception by the status, people and logs read the type.
@@ -35,6 +36,7 @@ _ANTHROPIC_TYPE = {
     402: "billing_error",
     403: "permission_error",
     404: "not_found_error",
+    408: "timeout_error",
     413: "request_too_large",
     429: "rate_limit_error",
     504: "timeout_error",
@@ -59,9 +61,10 @@ def problem(error: BaltoroError) -> Problem:
     """Of an error that we raised ourselves."""
     message = f"{error.message} ({error.hint})" if error.hint else error.message
     if isinstance(error, RequestError):
-        status = 404 if isinstance(error, ModelNotFound) else 413 if isinstance(error, BodyTooLarge) else 400
+        status = next((status for kind, status in _REFUSAL.items() if isinstance(error, kind)), 400)
         sizes = error.sizes if isinstance(error, ContextError) else None
-        return Problem(status=status, message=message, param=error.param, code=error.code, sizes=sizes)
+        headers = {"connection": "close"} if status == 408 else {}  # what is still to come is no next request
+        return Problem(status=status, message=message, param=error.param, code=error.code, sizes=sizes, headers=headers)
     if isinstance(error, AccessError):
         spent = isinstance(error, SpentError) and error.limit == "budget"
         return Problem(status=error.status, message=message, code=error.code, headers=_headers(error), spent=spent)

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from baltoro.errors import BaltoroError
+from baltoro.server import connections
 from baltoro.server.tls import Certificate
 
 _log = logging.getLogger(__name__)
@@ -132,6 +134,17 @@ class _Server(uvicorn.Server):
         self.cut = sum(not task.done() for task in self.server_state.tasks)
 
 
+def configured(app: ASGIApp, connection: type[connections.Connection] | None = None, **more: Any) -> uvicorn.Config:
+    """How uvicorn runs our app. connection: with bounds of its own, for tests. more: uvicorn's own settings"""
+    if connection is None:
+        most = connections.allowed_connections()
+        connection = type("Connection", (connections.Connection,), {"most": most})
+    return uvicorn.Config(
+        app, http=connection, timeout_keep_alive=connections.KEEP_ALIVE_S, server_header=False, lifespan="off",
+        h11_max_incomplete_event_size=connections.MAX_HEAD_BYTES, ws="none", **more,
+    )  # fmt: skip
+
+
 def _stop_when(leave: threading.Event, server: uvicorn.Server) -> None:
     leave.wait()
     server.should_exit = True
@@ -158,10 +171,7 @@ def run(
             each.listen(1024)
         except OSError as error:  # another process bound the same port while our model loaded, and listens already
             raise _unavailable(each.getsockname()[0], port_of(each), error) from error
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=grace_s, server_header=False,
-        lifespan="off", ws="none",
-    )  # fmt: skip
+    config = configured(app, log_config=None, access_log=False, timeout_graceful_shutdown=grace_s)
     if certificate is not None:
         config.ssl_certfile, config.ssl_keyfile = certificate.chain, certificate.key
         config.ssl_keyfile_password = certificate.password

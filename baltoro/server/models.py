@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from baltoro.chat.messages import Json
 from baltoro.errors import RequestError
+from baltoro.server import openapi
 from baltoro.server.body import JsonRoute
 from baltoro.server.envelopes import speaks_anthropic
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def router(served: Served) -> APIRouter:
-    routes = APIRouter(route_class=JsonRoute)
+    routes = APIRouter(route_class=JsonRoute, responses=openapi.EITHER)
 
     @routes.get("/v1/models")
     async def models(

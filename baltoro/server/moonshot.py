@@ -1,8 +1,9 @@
 """What Moonshot's own API has beside OpenAI's: how many tokens a conversation would be.
 
 The rest of its dialect are fields of OpenAI's chats, read in `openai.py`: `partial` on a last assistant message, which
-the answer then goes on with, and tools of type `builtin_function`, which Moonshot's servers run. `$web_search` is done
-by `web_search.py` where the operator has a function for it; all others are refused.
+the answer then goes on with, `thinking`, which can only be disabled, and tools of type `builtin_function`, which
+Moonshot's servers run. `$web_search` is done by `web_search.py` where the operator has a function for it; all others
+are refused.
 Source: platform.moonshot.ai/docs.
 """
 
@@ -15,7 +16,7 @@ from fastapi import APIRouter, Body, Response
 from fastapi.responses import JSONResponse
 from pydantic import Field
 
-from baltoro.server import openai
+from baltoro.server import openai, openapi
 from baltoro.server.body import JsonRoute, Strict
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class EstimateBody(Strict):
 
 
 def router(served: Served) -> APIRouter:
-    routes = APIRouter(route_class=JsonRoute)
+    routes = APIRouter(route_class=JsonRoute, responses=openapi.OPENAI)
 
     @routes.post("/v1/tokenizers/estimate-token-count")
     async def estimate(body: Annotated[EstimateBody, Body()]) -> Response:

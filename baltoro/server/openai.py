@@ -72,6 +72,7 @@ class MessageBody(Strict):
     tool_calls: list[CallBody] | None = None
     tool_call_id: str | None = None
     partial: bool | None = None  # Moonshot's: the answer goes on with this message
+    reasoning_content: str | None = None  # what another model thought: K2 has no place for it, and it is dropped
     # Parts of an assistant's message that clients echo, empty as we sent them.
     refusal: Annotated[Json, only()] = None
     audio: Annotated[Json, only()] = None
@@ -149,6 +150,13 @@ class StreamOptions(Strict):
     include_obfuscation: Annotated[Json, only(False)] = None
 
 
+class ThinkingBody(Strict):
+    """Moonshot's; its own agents always send it."""
+
+    type: Annotated[Json, only("disabled")]
+    keep: Json = None  # of thoughts in the history
+
+
 class ChatBody(SamplingBody):
     """What POST /v1/chat/completions takes."""
 
@@ -158,7 +166,7 @@ class ChatBody(SamplingBody):
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     max_tokens: MaxTokens | None = None
-    max_completion_tokens: MaxTokens | None = None
+    max_completion_tokens: MaxTokens | None = None  # a bound: up to the context's size, then what the prompt leaves
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None  # of the likeliest tokens at every place
     stream: bool | None = None
@@ -177,6 +185,7 @@ class ChatBody(SamplingBody):
     audio: Annotated[Json, only()] = None
     prediction: Annotated[Json, only()] = None  # we would not be faster, and could not count what was foreseen
     reasoning_effort: Annotated[Json, only("none")] = None  # Kimi K2 does not reason before it answers
+    thinking: ThinkingBody | None = None
     verbosity: Annotated[Json, only("medium")] = None
     service_tier: Annotated[Json, only("auto", "default")] = None
     web_search_options: Annotated[Json, only(instead="declare a tool that searches")] = None
@@ -201,6 +210,16 @@ NOTED = (
 # ----------------------------------------------------------------------------------------- body -> ChatRequest
 
 
+def check_bound(body: ChatBody, max_context: int) -> None:
+    """Agents send the context's size as max_completion_tokens; more than that is a mistake."""
+    if body.max_completion_tokens is not None and body.max_completion_tokens > max_context:
+        raise RequestError(
+            f"max_completion_tokens is {body.max_completion_tokens}, expected at most the context, {max_context}",
+            param="max_completion_tokens",
+            code="invalid_value",
+        )
+
+
 def chat_request(body: ChatBody, *, searches: bool = False) -> ChatRequest:
     """The request in our own words; raises RequestError where fields contradict each other.
 
@@ -217,6 +236,7 @@ def chat_request(body: ChatBody, *, searches: bool = False) -> ChatRequest:
         parallel_tool_calls=body.parallel_tool_calls is not False,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         answer_format=body.response_format.wanted() if body.response_format else None,
+        clip_max_tokens=body.max_tokens is None,
         noted=noted(body),
         **wishes(body, _max_tokens(body)),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
-from baltoro.server import completions, loosened, openai, openai_writer
+from baltoro.server import completions, loosened, openai, openai_writer, openapi
 from baltoro.server.body import JsonRoute
 from baltoro.server.gate import admission
 from baltoro.server.replies import EventStream, opened, while_connected
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def router(served: Served) -> APIRouter:
-    routes = APIRouter(route_class=JsonRoute)
+    routes = APIRouter(route_class=JsonRoute, responses=openapi.OPENAI)
 
-    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/chat/completions", responses=openapi.STREAMED)
     async def chat(request: Request, body: Annotated[openai.ChatBody, Body()]) -> Response:
         served.check(body.model)
+        openai.check_bound(body, served.llm.max_context)
         wanted = openai.chat_request(body, searches=served.web_search is not None)
         if served.web_search is not None:
             wanted = await served.web_search.answered(wanted)
@@ -39,7 +40,7 @@ def router(served: Served) -> APIRouter:
         answer.headers.update(headers)
         return answer
 
-    @routes.post("/v1/completions")
+    @routes.post("/v1/completions", responses=openapi.STREAMED)
     async def complete(request: Request, body: Annotated[completions.CompletionBody, Body()]) -> Response:
         served.check(body.model)
         requests = completions.completion_requests(body)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Body, Request, Response
 
 from baltoro.errors import RequestError
-from baltoro.server import loosened, responses, responses_writer
+from baltoro.server import loosened, openapi, responses, responses_writer
 from baltoro.server.body import JsonRoute
 from baltoro.server.gate import admission
 from baltoro.server.replies import EventStream, opened, while_connected
@@ -23,10 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 def router(served: Served) -> APIRouter:
-    routes = APIRouter(route_class=JsonRoute)
+    routes = APIRouter(route_class=JsonRoute, responses=openapi.OPENAI)
     told: set[str] = set()  # tools that the log has named
 
-    @routes.post("/v1/responses")
+    @routes.post("/v1/responses", responses=openapi.STREAMED)
     async def respond(request: Request, body: Annotated[responses.ResponseBody, Body()]) -> Response:
         served.check(body.model)
         asked = responses.asked(body)

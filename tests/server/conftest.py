@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from baltoro.server import listen
 from baltoro.server.app import Served, create_app
+from baltoro.server.connections import Connection
 from tests.server.script import Script
 
 
@@ -31,11 +32,11 @@ class Address:
 
 
 @contextmanager
-def serving(app: ASGIApp) -> Iterator[Address]:
+def serving(app: ASGIApp, connection: type[Connection] | None = None) -> Iterator[Address]:
     sockets = listen.bind("127.0.0.1", 0)
     address = Address(listen.port_of(sockets[0]))
     sockets[0].listen()
-    server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_level="critical"))
+    server = uvicorn.Server(listen.configured(app, connection, log_level="critical"))
     thread = threading.Thread(target=server.run, args=(sockets,))
     thread.start()
     try:

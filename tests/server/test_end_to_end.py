@@ -424,6 +424,14 @@ def test_more_tokens_than_the_context_has_fill_it_for_anthropic_s_client(claude:
         claude.messages.create(model="baltoro", max_tokens=5, messages=HI, tools=[bad])
 
 
+def test_max_completion_tokens_of_the_context_s_size_is_what_the_prompt_leaves(server: openai.OpenAI) -> None:
+    body: Any = {"model": "baltoro", "messages": HI, "extra_body": {"temperature": 0, "ignore_eos": True}}
+    usage = server.chat.completions.create(**body, max_completion_tokens=CONTEXT).usage
+    assert usage is not None and usage.total_tokens == CONTEXT
+    with pytest.raises(openai.BadRequestError, match=f"max_tokens is {CONTEXT}"):
+        server.chat.completions.create(**body, max_tokens=CONTEXT)
+
+
 def test_the_token_count_of_moonshot_and_a_partial_message(server: openai.OpenAI) -> None:
     opened: Any = {"role": "assistant", "content": "I", "partial": True}
     for messages in (HI, [*HI, opened]):

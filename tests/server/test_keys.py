@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +41,21 @@ def test_a_key_with_one_character_changed_is_not_it(place: int, character: str) 
     secret, _ = keys.make()
     changed = secret[:place] + character + secret[place + 1 :]
     assert keys.same(changed, keys.digest(secret)) == (changed == secret)
+
+
+@pytest.mark.parametrize("sent", ["", "x", "sk-baltoro-" + "0" * 56, "ÿ", "sk" * 5000])
+def test_keys_are_compared_as_digests_in_constant_time(sent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So neither a wrong key's length nor its first letters change how long an answer takes."""
+    compared: list[tuple[bytes, bytes]] = []
+    honest = hmac.compare_digest
+
+    def watch(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return honest(one, other)
+
+    monkeypatch.setattr(hmac, "compare_digest", watch)
+    assert not keys.same(sent, keys.digest("right"))
+    assert [(len(one), len(other)) for one, other in compared] == [(32, 32)]
 
 
 def test_both_vendors_ways_to_send_a_key_are_read() -> None:

@@ -24,6 +24,29 @@ def test_partial_mode_reaches_the_model_with_its_name(server: Address, script: S
     assert not any(message.partial for message in script.requests[1].messages)
 
 
+def test_thinking_can_be_disabled_and_thoughts_of_other_models_are_dropped(server: Address, script: Script) -> None:
+    thought: Any = {"role": "assistant", "content": "Hello", "reasoning_content": "They greet me."}
+    off: Any = {"thinking": {"type": "disabled", "keep": "all"}}
+    server.openai.chat.completions.create(model="tiny", messages=[*HI, thought, *HI], extra_body=off)
+    assert script.requests[0].messages[1] == Message(role="assistant", content="Hello")
+    with pytest.raises(openai.BadRequestError, match=r"thinking\.type is \"enabled\""):
+        server.openai.chat.completions.create(model="tiny", messages=HI, extra_body={"thinking": {"type": "enabled"}})
+
+
+def test_max_completion_tokens_is_a_bound_up_to_the_context_and_max_tokens_is_not(
+    server: Address, script: Script
+) -> None:
+    """kimi-code sends the size of its model's context as max_completion_tokens."""
+    for name, clipped in (("max_completion_tokens", True), ("max_tokens", False)):
+        wishes: Any = {name: script.max_context}
+        server.openai.chat.completions.create(model="tiny", messages=HI, **wishes)
+        request = script.requests[-1]
+        assert (request.max_tokens, request.clip_max_tokens) == (script.max_context, clipped)
+    with pytest.raises(openai.BadRequestError, match="expected at most the context, 4096") as refused:
+        server.openai.chat.completions.create(model="tiny", messages=HI, max_completion_tokens=4097)
+    assert refused.value.param == "max_completion_tokens"
+
+
 def test_a_conversation_s_tokens_are_counted(server: Address, script: Script) -> None:
     """The script counts characters of the prompt."""
     tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
