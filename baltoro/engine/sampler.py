@@ -50,8 +50,7 @@ def _mix(word: int) -> int:
 
 def is_plain(sampling: SamplingParams) -> bool:
     """Whether every token may come, by the model's own probabilities at some temperature."""
-    greedy = sampling.temperature == 0.0 or sampling.top_k == 1
-    return greedy or (sampling.top_k == 0 and sampling.min_p == 0.0 and sampling.top_p == 1.0)
+    return sampling.temperature == 0.0 or (sampling.top_k == 0 and sampling.min_p == 0.0 and sampling.top_p == 1.0)
 
 
 class PlainRow(NamedTuple):

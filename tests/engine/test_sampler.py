@@ -269,6 +269,13 @@ def test_rows_chosen_together_are_those_chosen_alone(vocabulary):
         assert chooser.choose_plain(logits, wanted[:size]) == together[:size]
 
 
+def test_what_is_cut_is_never_chosen_with_others():
+    assert sampler.is_plain(params()) and sampler.is_plain(params(temperature=0.7))
+    assert sampler.is_plain(params(top_k=5, top_p=0.5, min_p=0.1)), "greedy: nothing of this counts"
+    for cut in ({"top_k": 1}, {"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}):
+        assert not sampler.is_plain(params(temperature=0.7, **cut))
+
+
 def test_a_nucleus_found_without_sorting_the_vocabulary_equals_the_full_sort():
     logits = np.random.default_rng(0).normal(0, 3, 20_000).astype(np.float32)
     sampling = params(temperature=0.8, top_p=0.9)
