@@ -121,6 +121,8 @@ class Transformer(nn.Module):
         embedding, head, latents = self.model.embed_tokens.weight, self.lm_head.packed, cache.latents
         if self.by_layer or self.dtype is not torch.float32 or head is None or self.store is not None:
             return None
+        if latents.dtype is not torch.bfloat16:  # whatever another cache was
+            return None
         if embedding.dtype not in (torch.float32, torch.bfloat16) or not steps.runs(self.model.norm.weight):
             return None
         if self._step is None:

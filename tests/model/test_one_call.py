@@ -89,6 +89,15 @@ def test_who_looks_at_the_layers_sees_them() -> None:
     assert [tuple(chosen.shape) for chosen in observed.chosen] == [(16, 2), (16, 2)]
 
 
+def test_a_cache_in_float32_goes_through_the_modules_whatever_was_before() -> None:
+    model = model_of(K2, "int8")
+    run(model, by_layer=False)
+    cache = LatentCache(K2, num_pages=8, page_tokens=16, dtype=torch.float32)
+    with torch.inference_mode():
+        assert model(STEPS[0], cache).isfinite().all()
+    assert cache.latents.any()
+
+
 def test_a_table_of_angles_holds_what_is_worked_out_for_each_position() -> None:
     table, positions = RotaryTable(K2), torch.tensor([1999, 3, 1024, 0])
     for most in (1, 700, 1500, 2000):
