@@ -99,6 +99,8 @@ class Grammar:
             raise RequestError("tool_choice is required, expected at least one tool to call", param="tool_choice")
         elif tool_choice.mode == "none":
             callable_tools = {}
+        if tool_choice.allowed is not None:
+            callable_tools = {name: callable_tools[name] for name in tool_choice.allowed}
         must_call = tool_choice.mode in ("required", "named")
         return ToolConstraint(
             self,

@@ -50,6 +50,7 @@ class ToolChoice:
 
     mode: Literal["auto", "none", "required", "named"] = "auto"
     name: str | None = None
+    allowed: tuple[str, ...] | None = None  # auto, required: only these may be called; None: all that are declared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from baltoro.answer import Progress
 from baltoro.chat.messages import Usage
 from baltoro.errors import AccessError, ForbiddenError, SpentError
 from baltoro.server.keys import Key, Spent
-from baltoro.server.limits import Window
+from baltoro.server.limits import Standing, Window
 from baltoro.server.prices import Price, shown
 
 Clock = Callable[[], float]
@@ -161,19 +161,19 @@ class Account:
             cost_month=before.cost_month + cost,
         )
 
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        """OpenAI's, about the limits that the key has."""
-        now, told = self._clock(), list[tuple[str, str]]()
+    @property
+    def standing(self) -> list[Standing]:
+        """Of the limits that the key has."""
+        now = self._clock()
         limits = self.key.limits
-        for name, limit, window in (
-            ("requests", limits.requests_per_minute, self._requests),
-            ("tokens", limits.tokens_per_minute, self._tokens),
-        ):
-            if limit is not None:
-                told.append((f"limit-{name}", str(limit)))
-                told.append((f"remaining-{name}", str(max(0, window.room(now)))))
-                told.append((f"reset-{name}", _span(window.reset_s(now))))
-        return [(f"x-ratelimit-{name}".encode(), value.encode()) for name, value in told]
+        return [
+            Standing(name, limit, max(0, window.room(now)), window.reset_s(now))
+            for name, limit, window in (
+                ("requests", limits.requests_per_minute, self._requests),
+                ("tokens", limits.tokens_per_minute, self._tokens),
+            )
+            if limit is not None
+        ]
 
 
 class Visit:
@@ -213,11 +213,3 @@ class Visit:
 
 def _or_endless(limit: int | None) -> int:
     return 2**63 if limit is None else limit
-
-
-def _span(seconds: float) -> str:
-    """As OpenAI writes durations: 250ms, 59.5s, 1m0s."""
-    if seconds < 1:
-        return f"{seconds * 1000:.0f}ms"
-    minutes, rest = divmod(round(seconds, 1), 60)
-    return f"{minutes:.0f}m{rest:g}s" if minutes else f"{rest:g}s"

@@ -103,7 +103,7 @@ def summary(found: Sequence[Difference]) -> dict[str, Json]:
         "num_calls": dict(zip(("recorded", "replayed"), sums("num_calls"), strict=True)),
         "valid_calls": dict(zip(("recorded", "replayed"), sums("valid_calls"), strict=True)),
         "median_seconds": {
-            name: median(each.seconds[side] for each in answered) if answered else None
+            name: round(median(each.seconds[side] for each in answered), 4) if answered else None
             for side, name in enumerate(("recorded", "replayed"))
         },
     }

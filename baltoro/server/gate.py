@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from baltoro.answer import Admit, Progress
 from baltoro.errors import AccessError, AccountsError, BaltoroError, EngineError
-from baltoro.server import keys
+from baltoro.server import keys, limit_headers
 from baltoro.server.accounts import Visit
+from baltoro.server.envelopes import speaks_anthropic
 
 if TYPE_CHECKING:
     from baltoro.server.books import Accounts  # a database's library comes with it
@@ -68,10 +69,11 @@ class Gate:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in OPEN or scope["path"].startswith(OPEN_FOLDER):
             return await self._app(scope, receive, send)
-        told: list[tuple[bytes, bytes]] = []
+        say = limit_headers.anthropic if speaks_anthropic(Request(scope)) else limit_headers.openai
+        told: limit_headers.Headers = []
         try:
             account = await self._accounts.account(keys.presented(dict(scope["headers"])))
-            told = account.headers()
+            told = say(account.standing)
             visit = account.enter() if scope["method"] == "POST" else None  # all else is free: lists, counters
         except AccountsError as error:
             _log.error("a key cannot be checked: %s", error.message)  # which names the database: not for clients
@@ -101,7 +103,7 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], *account.headers()]
+                message["headers"] = [*message["headers"], *say(account.standing)]
             elif not message.get("more_body"):
                 leave()  # everything is computed; who hears the end may ask again at once, and finds the place free
             await send(message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from typing import NamedTuple
 
 MINUTE_S = 60.0
 
@@ -46,3 +47,12 @@ class Window:
         """Seconds until everything that was added is forgotten."""
         self.room(now)
         return max(0.0, self._log[-1][0] + self._seconds - now) if self._log else 0.0
+
+
+class Standing(NamedTuple):
+    """How far a limit is used up."""
+
+    name: str  # requests or tokens
+    limit: int  # a minute
+    remaining: int
+    reset_s: float  # seconds until all of it is there again

@@ -28,14 +28,14 @@ from baltoro.chat.messages import (
     Message,
     Tool,
     ToolCall,
-    ToolChoice,
     Usage,
 )
 from baltoro.errors import RequestError
-from baltoro.server import web_search
+from baltoro.server import tool_choice, web_search
 from baltoro.server.body import Strict, by_type, explain, only
 from baltoro.server.formats import ResponseFormat
 from baltoro.server.sampling import MaxTokens, SamplingBody, wishes
+from baltoro.server.tool_choice import ChatChoice
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
@@ -130,21 +130,6 @@ AnyTool = Annotated[
 ]
 
 
-class NamedFunction(Strict):
-    name: str
-
-
-class NamedChoice(Strict):
-    type: Literal["function"]
-    function: NamedFunction
-
-
-Choice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("str")] | Annotated[NamedChoice, Tag("dict")],
-    by_type("'none', 'auto', 'required' or a named function"),
-]
-
-
 class StreamOptions(Strict):
     include_usage: bool | None = None
     include_obfuscation: Annotated[Json, only(False)] = None
@@ -163,7 +148,7 @@ class ChatBody(SamplingBody):
     model: str
     messages: Annotated[list[MessageBody], Field(min_length=1)]
     tools: list[AnyTool] | None = None
-    tool_choice: Choice | None = None
+    tool_choice: ChatChoice | None = None
     parallel_tool_calls: bool | None = None
     max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None  # a bound: up to the context's size, then what the prompt leaves
@@ -232,7 +217,7 @@ def chat_request(body: ChatBody, *, searches: bool = False) -> ChatRequest:
     return ChatRequest(
         messages=tuple(_message(message, f"messages[{at}]") for at, message in enumerate(body.messages)),
         tools=tools,
-        tool_choice=_tool_choice(body.tool_choice, tools),
+        tool_choice=tool_choice.of_chat(body.tool_choice, [tool.name for tool in tools]),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         answer_format=body.response_format.wanted() if body.response_format else None,
@@ -320,26 +305,6 @@ def read_tools(document: Json) -> tuple[Tool, ...]:
         return _tools(TypeAdapter(list[ToolBody]).validate_python(document), searches=False)
     except ValidationError as error:
         raise explain([{**each, "loc": ("body", "tools", *each["loc"])} for each in error.errors()]) from error
-
-
-def _tool_choice(choice: str | NamedChoice | None, tools: tuple[Tool, ...]) -> ToolChoice:
-    names = [tool.name for tool in tools]
-    if isinstance(choice, NamedChoice):
-        if choice.function.name not in names:
-            raise RequestError(
-                f"tool_choice names '{choice.function.name}', which tools does not declare",
-                hint=f"declared: {', '.join(names) or 'none'}",
-                param="tool_choice",
-                code="invalid_value",
-            )
-        return ToolChoice(mode="named", name=choice.function.name)
-    if choice == "required":
-        if not tools:
-            raise RequestError(
-                "tool_choice is 'required' and no tools are declared", param="tool_choice", code="invalid_value"
-            )
-        return ToolChoice(mode="required")
-    return ToolChoice(mode="none" if choice == "none" else "auto")
 
 
 # ---------------------------------------------------------------------------------------------- words -> JSON

@@ -8,27 +8,25 @@ from __future__ import annotations
 import re
 from copy import copy
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, Tag
 
 from baltoro.chat.messages import ChatRequest, Json
 from baltoro.errors import RequestError
+from baltoro.server import tool_choice
 from baltoro.server.body import Strict, by_type, only
 from baltoro.server.formats import TextFormat
 from baltoro.server.openai import noted
 from baltoro.server.responses_items import turns
-from baltoro.server.responses_tools import NamedFunction, Offered, offered, tool_choice
+from baltoro.server.responses_tools import Offered, offered
 from baltoro.server.sampling import MaxTokens
+from baltoro.server.tool_choice import ResponseChoice
 
 LOGPROBS = "message.output_text.logprobs"
 
 _Input = Annotated[
     Annotated[str, Tag("str")] | Annotated[list[dict[str, Json]], Tag("list")], by_type("a string or a list of items")
-]
-_Choice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("str")] | Annotated[NamedFunction, Tag("dict")],
-    by_type("'none', 'auto', 'required' or a named function"),
 ]
 
 
@@ -58,7 +56,7 @@ class ResponseBody(Strict):
     input: _Input
     instructions: str | None = None
     tools: list[dict[str, Json]] | None = None
-    tool_choice: _Choice | None = None
+    tool_choice: ResponseChoice | None = None
     parallel_tool_calls: bool | None = None
     text: _Text | None = None
     max_output_tokens: MaxTokens | None = None
@@ -137,7 +135,7 @@ def asked(body: ResponseBody) -> Asked:
     request = ChatRequest(
         messages=tuple(said.messages),
         tools=tuple(found.tools),
-        tool_choice=tool_choice(body.tool_choice, found),
+        tool_choice=tool_choice.of_response(body.tool_choice, found.origins),
         parallel_tool_calls=body.parallel_tool_calls is not False,
         answer_format=body.text.format.wanted() if body.text and body.text.format else None,
         logprobs=(body.top_logprobs or 0) if scored else None,

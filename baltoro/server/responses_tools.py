@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from baltoro.chat.messages import Json, Tool, ToolChoice
+from baltoro.chat.messages import Json, Tool
 from baltoro.errors import RequestError
 from baltoro.server.body import Strict, checked, only
 from baltoro.server.openai import FunctionName
@@ -37,12 +37,6 @@ class _Namespace(Strict):
     name: FunctionName
     description: str | None = None
     tools: list[dict[str, Json]]
-
-
-class NamedFunction(Strict):
-    type: Literal["function"]
-    name: str
-    namespace: str | None = None
 
 
 @dataclass(slots=True)
@@ -95,23 +89,3 @@ def _offer(found: Offered, given: dict[str, Json], space: _Namespace | None, whe
             strict=bool(tool.strict),
         )
     )
-
-
-def tool_choice(choice: str | NamedFunction | None, found: Offered) -> ToolChoice:
-    if isinstance(choice, NamedFunction):
-        name = joined(choice.namespace, choice.name)
-        if name not in found.origins:
-            raise RequestError(
-                f"tool_choice names '{name}', which tools does not offer",
-                hint=f"offered: {', '.join(found.origins) or 'none'}",
-                param="tool_choice",
-                code="invalid_value",
-            )
-        return ToolChoice(mode="named", name=name)
-    if choice == "required":
-        if not found.tools:
-            raise RequestError(
-                "tool_choice is 'required' and no function is offered", param="tool_choice", code="invalid_value"
-            )
-        return ToolChoice(mode="required")
-    return ToolChoice(mode="none" if choice == "none" else "auto")

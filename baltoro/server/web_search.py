@@ -17,6 +17,7 @@ import inspect
 import json
 import logging
 import time
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -132,7 +133,7 @@ class WebSearch:
             text.encode()  # halves of characters are no text
         except Exception as error:  # the function is not ours, and what it says may quote the query or a key
             kind = type(error).__name__
-            _log.warning("%s failed after %.1f s: %s", NAME, self._clock() - began_s, kind)
+            _log.warning("%s failed after %.1f s: %s%s", NAME, self._clock() - began_s, kind, _where(error))
             return _Found(f"Error: the search failed ({kind})", self._clock(), failed=True)
         return _Found(text, self._clock())
 
@@ -213,3 +214,9 @@ def _value(text: str) -> Json:
 def call_type(name: str) -> str:
     """What Moonshot's API calls a call's type; some of its clients tell by this alone what to send back."""
     return "builtin_function" if name == NAME else "function"
+
+
+def _where(error: BaseException) -> str:
+    """File and line, which hold nothing that was said."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""

@@ -4,7 +4,7 @@ import json
 import random
 import re
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import jsonschema
 import numpy as np
@@ -368,6 +368,17 @@ def test_tools_without_a_name_of_their_own_are_refused(names: tuple[str, ...]) -
     with pytest.raises(SchemaError) as caught:
         constraint(*map(tool, names))
     assert caught.value.param == f"tools[{len(names) - 1}].function.name"
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_only_allowed_tools_can_be_called(mode: Literal["auto", "required"]) -> None:
+    """Of two tools whose names begin alike."""
+    begun = "<|tool_calls_section_begin|><|tool_call_begin|>functions.read"
+    for name, rest in (("read", ":0"), ("readme", "me:0")):
+        whole = T.encode_with_specials(f"{begun}{rest}<|tool_call_argument_begin|>")
+        for names in (("read",), ("readme",), ("read", "readme")):
+            rules = constraint(tool("read"), tool("readme"), choice=ToolChoice(mode=mode, allowed=names))
+            assert (follow(rules, f"{begun}{rest}<|tool_call_argument_begin|>") == len(whole)) == (name in names)
 
 
 def test_a_choice_that_no_tool_can_meet_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from baltoro.chat.messages import Usage
 from baltoro.errors import AccessError, ForbiddenError, SpentError
+from baltoro.server import limit_headers
 from baltoro.server.accounts import Account, Visit
 from baltoro.server.keys import Key, Limits, Spent
 from baltoro.server.prices import Price
@@ -200,14 +202,22 @@ def test_a_key_that_is_over_is_refused_by_name_and_state() -> None:
 
 
 def test_headers_tell_the_limits_that_there_are() -> None:
-    assert account().headers() == []
+    assert account().standing == []
     mine = account(requests_per_minute=10, tokens_per_minute=500)
     mine.enter().admit([Told(20, 80)])
-    assert dict(mine.headers()) == {
+    assert dict(limit_headers.openai(mine.standing)) == {
         b"x-ratelimit-limit-requests": b"10",
         b"x-ratelimit-remaining-requests": b"9",
         b"x-ratelimit-reset-requests": b"1m0s",
         b"x-ratelimit-limit-tokens": b"500",
         b"x-ratelimit-remaining-tokens": b"400",
         b"x-ratelimit-reset-tokens": b"0ms",
+    }
+    assert dict(limit_headers.anthropic(mine.standing, datetime(2026, 12, 31, 23, 59, 30, tzinfo=UTC))) == {
+        b"anthropic-ratelimit-requests-limit": b"10",
+        b"anthropic-ratelimit-requests-remaining": b"9",
+        b"anthropic-ratelimit-requests-reset": b"2027-01-01T00:00:30Z",
+        b"anthropic-ratelimit-tokens-limit": b"500",
+        b"anthropic-ratelimit-tokens-remaining": b"400",
+        b"anthropic-ratelimit-tokens-reset": b"2026-12-31T23:59:30Z",
     }

@@ -348,6 +348,8 @@ def test_anthropic_s_client_hears_the_same_in_its_own_words(guarded: Guarded) ->
     assert isinstance(wrong, anthropic.AuthenticationError) and kind(wrong) == "authentication_error"
     hasty = ask(guarded.key("hasty claude", requests_per_minute=0))
     assert isinstance(hasty, anthropic.RateLimitError) and kind(hasty) == "rate_limit_error"
+    assert hasty.response.headers["anthropic-ratelimit-requests-remaining"] == "0"
+    assert not any(name.startswith("x-ratelimit") for name in hasty.response.headers)
     poor = ask(guarded.key("poor claude", token_budget=0))
     assert poor.status_code == 402 and kind(poor) == "billing_error"  # type: ignore[attr-defined]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import typing
+from typing import Any
 
 import openai
 import pytest
@@ -25,6 +26,10 @@ WEATHER = {
         "description": "Weather of a city",
         "parameters": {"type": "object", "required": ["city"], "properties": {"city": {"type": "string"}}},
     },
+}
+ALLOWED: dict[str, Any] = {
+    "type": "allowed_tools",
+    "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "get_weather"}}]},
 }
 TWO_CALLS = [
     TextDelta("Let me "),
@@ -188,8 +193,11 @@ def test_the_tool_loop_of_kimi_k2_s_model_card(server: Address, script: Script) 
         ("none", ToolChoice(mode="none")),
         ("required", ToolChoice(mode="required")),
         ({"type": "function", "function": {"name": "get_weather"}}, ToolChoice(mode="named", name="get_weather")),
+        (ALLOWED, ToolChoice(allowed=("get_weather",))),
+        ({**ALLOWED, "allowed_tools": {**ALLOWED["allowed_tools"], "mode": "required"}},
+         ToolChoice(mode="required", allowed=("get_weather",))),
     ],
-)
+)  # fmt: skip
 def test_every_tool_choice_reaches_the_model(
     server: Address, script: Script, choice: object, understood: ToolChoice
 ) -> None:
@@ -506,6 +514,12 @@ REFUSED = [
     ({"tool_choice": "required"}, "tool_choice", "no tools"),
     ({"tool_choice": "any"}, "tool_choice", "'required'"),
     ({"tool_choice": 1}, "tool_choice", "a named function"),
+    ({"tool_choice": ALLOWED}, "tool_choice", "'get_weather'"),
+    (
+        {"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}},
+        "tool_choice.allowed_tools.tools",
+        "at least 1",
+    ),
 ]
 
 

@@ -348,6 +348,9 @@ def test_tools_as_codex_sends_them(server: Address, script: Script, caplog: pyte
     choice = {"type": "function", "namespace": "mcp__docs", "name": "search"}
     assert post(server, tools=tools, tool_choice=choice).json()["tool_choice"] == choice
     assert script.requests[-1].tool_choice == ToolChoice(mode="named", name="mcp__docs.search")
+    choice = {"type": "allowed_tools", "mode": "required", "tools": [choice, {"type": "web_search"}]}
+    assert post(server, tools=tools, tool_choice=choice).json()["tool_choice"] == choice
+    assert script.requests[-1].tool_choice == ToolChoice(mode="required", allowed=("mcp__docs.search",))
 
 
 # ── refusals ─────────────────────────────────────────────────────────────────────────────────────
@@ -436,7 +439,20 @@ CUSTOM = {"type": "custom", "name": "x"}
             "tools[0].tools[1].nam",
             "'name'",
         ),
-        ({"tools": [CUSTOM], "tool_choice": "required"}, "tool_choice", "no function is offered"),
+        ({"tools": [CUSTOM], "tool_choice": "required"}, "tool_choice", "no tools are declared"),
+        (
+            {
+                "tools": [WEATHER],
+                "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function"}]},
+            },
+            "tool_choice.tools[0].name",
+            "required",
+        ),
+        (
+            {"tools": [WEATHER], "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [CUSTOM]}},
+            "tool_choice",
+            "no function is allowed",
+        ),
         ({"tools": [WEATHER], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice", "get_weather"),
         ({"tools": [CUSTOM], "tool_choice": CUSTOM}, "tool_choice.type", "'function'"),
         ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format", "expected schema"),
