@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -585,3 +587,17 @@ def test_the_stop_string_that_ended_the_text_is_told(llm: LLM, model: Model) -> 
     last = list(llm.stream(replace(HELLO, stop=("zz", " the"))))[-1]
     assert isinstance(last, Finished)
     assert (last.reason, last.stop) == ("stop", " the")
+
+
+def test_a_script_that_ends_in_the_middle_of_an_answer_ends_in_order() -> None:
+    """A thread in a native call used to take the process down with SIGABRT, now and then."""
+    script = """
+from baltoro.chat.messages import ChatRequest, Message
+from baltoro.llm import LLM
+hello = ChatRequest(messages=(Message(role="user", content="Hello"),), max_tokens=4000, ignore_eos=True)
+answer = LLM.open("nano").stream(hello)
+next(answer)
+print("over")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "over\n", "")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable
 
@@ -28,6 +29,7 @@ from baltoro.errors import EngineError
 _log = logging.getLogger(__name__)
 
 WINDOW_S = 600.0  # in which restarts are counted
+LEAVE_S = 5.0  # that the end of the interpreter waits for the end of a step
 
 
 class Supervisor:
@@ -63,6 +65,7 @@ class Supervisor:
         self.thread = threading.Thread(target=self._run, name="baltoro-engine", daemon=True)
         self.thread.start()
         threading.Thread(target=self._watch, name="baltoro-watchdog", daemon=True).start()
+        weakref.finalize(self, _leave, orders, self._over)  # at the latest when the interpreter ends
 
     def join(self, timeout_s: float | None) -> bool:
         """Wait for the thread's end; False when the time was over before. One that is stuck is not waited for."""
@@ -150,3 +153,9 @@ class Supervisor:
             self._orders.close(abandon=True)  # should it ever come back
             self.dead.set()
             self._over.set()
+
+
+def _leave(orders: Orders, over: threading.Event) -> None:
+    """A thread that is in a native call when the interpreter is gone takes the process down with SIGABRT."""
+    orders.close(abandon=True)
+    over.wait(LEAVE_S)
