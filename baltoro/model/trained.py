@@ -20,7 +20,7 @@ from baltoro.kernels.training import Attended, ExpertPanels, Groups, Norm, Panel
 from baltoro.model.attention import Attention
 from baltoro.model.batch import Batch
 from baltoro.model.linear import Linear, RMSNorm
-from baltoro.model.moe import MLP, MoE
+from baltoro.model.moe import MLP, Experts, MoE, Router
 from baltoro.model.rope import rotary_table
 
 
@@ -33,9 +33,9 @@ class PackedWeights:
 
     def linear(self, weight: Tensor) -> tuple[Panels, Panels]:
         """Of y = x W^T, and of x's gradient."""
-        return self._of((weight,), lambda w: (training.forward_panels(w), training.gradient_panels(w)))
+        return self._of((weight,), _both_panels)
 
-    def experts(self, module: nn.Module) -> ExpertPanels:
+    def experts(self, module: MLP | Experts) -> ExpertPanels:
         return self._of(_three(module), training.expert_panels)
 
     def _of(self, weights: tuple[Tensor, ...], make: Callable[..., Any]) -> Any:
@@ -47,7 +47,11 @@ class PackedWeights:
         return kept[1]
 
 
-def _three(module: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
+def _both_panels(weight: Tensor) -> tuple[Panels, Panels]:
+    return training.forward_panels(weight), training.gradient_panels(weight)
+
+
+def _three(module: MLP | Experts) -> tuple[Tensor, Tensor, Tensor]:
     return module.gate_proj.weight, module.up_proj.weight, module.down_proj.weight
 
 
@@ -112,35 +116,37 @@ class _AttentionHalf(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _peaks: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        documents: Documents = ctx.kept[3]
-        room = documents.still_here()
-        with room.piece():
-            return _attention_gradient(dy.contiguous(), *ctx.kept, room), None, None, None, None
+        norm, attention, packed, documents, h, latent_q, latent, attended = ctx.kept
+        with documents.still_here().piece():
+            dx = _attention_gradient(
+                dy.contiguous(), norm, attention, packed, documents, h, latent_q, latent, attended
+            )  # fmt: skip
+        return dx, None, None, None, None
 
 
 def _attention_gradient(
     dy: Tensor, norm: RMSNorm, attention: Attention, packed: PackedWeights, documents: Documents, h: Norm,
-    latent_q: Norm | None, latent: Norm, attended: Attended, room: Room,
+    latent_q: Norm | None, latent: Norm, attended: Attended,
 ) -> Tensor:  # fmt: skip
-    config = attention.config
+    config, room = attention.config, documents.room
     T, C, cos, sin = len(dy), config.kv_lora_rank, documents.cos, documents.sin
     rounded = training.rounded(dy, room)
-    dcontext = _through(packed, attention.o_proj, rounded, attended.context.flatten(1), room, wide=False)
+    dcontext = _through(packed, attention.o_proj.weight, rounded, attended.context.flatten(1), room, wide=False)
     dq, dkv, dk_pe = attended.gradient(dcontext.view_as(attended.context), room)
     training.turn(dq, cos, sin, back=True)
     dboth = room.empty(T, C + config.qk_rope_head_dim, dtype=torch.bfloat16)
     dboth[:, C:] = dk_pe.sum(1)
     training.turn(dboth.unsqueeze(1), cos, sin, back=True)
-    dlatent = _through(packed, attention.kv_b_proj, dkv.flatten(1), latent.y, room)
+    dlatent = _through(packed, attention.kv_b_proj.weight, dkv.flatten(1), latent.y, room)
     latent.gradient(dlatent, _gradient(attention.kv_a_layernorm.weight), to=dboth[:, :C])
-    dh = _through(packed, attention.kv_a_proj_with_mqa, dboth, h.y, room)
+    dh = _through(packed, attention.kv_a_proj_with_mqa.weight, dboth, h.y, room)
     if latent_q is None:
-        dh = _through(packed, attention.q_proj, dq.flatten(1), h.y, room, onto=dh)
+        dh = _through(packed, attention.q_proj.weight, dq.flatten(1), h.y, room, onto=dh)
     else:
-        dlatent_q = _through(packed, attention.q_b_proj, dq.flatten(1), latent_q.y, room)
+        dlatent_q = _through(packed, attention.q_b_proj.weight, dq.flatten(1), latent_q.y, room)
         dnarrow = room.empty(*latent_q.y.shape, dtype=torch.bfloat16)
         latent_q.gradient(dlatent_q, _gradient(attention.q_a_layernorm.weight), to=dnarrow)
-        dh = _through(packed, attention.q_a_proj, dnarrow, h.y, room, onto=dh)
+        dh = _through(packed, attention.q_a_proj.weight, dnarrow, h.y, room, onto=dh)
     dx = torch.empty_like(dy)
     h.gradient(dh, _gradient(norm.weight), to=dx, onto=dy)
     return dx
@@ -148,7 +154,7 @@ def _attention_gradient(
 
 def _through(
     packed: PackedWeights,
-    linear: Linear,
+    weight: Tensor,
     dy: Tensor,
     x: Tensor,
     room: Room,
@@ -157,8 +163,8 @@ def _through(
     wide: bool = True,
 ) -> Tensor:
     """x's gradient of y = x W^T, of dy (T, O) and x (T, I) bf16; W's is added to its own."""
-    training.add_outer(dy, x, _gradient(linear.weight))
-    return training.product(dy, packed.linear(linear.weight)[1], room, onto=onto, wide=wide)
+    training.add_outer(dy, x, _gradient(weight))
+    return training.product(dy, packed.linear(weight)[1], room, onto=onto, wide=wide)
 
 
 class _MixtureHalf(torch.autograd.Function):
@@ -203,11 +209,12 @@ class _MixtureHalf(torch.autograd.Function):
         return dx, None, None, None, None
 
 
-def _gradients(module: nn.Module) -> tuple[Tensor, ...]:
-    return tuple(_gradient(weight) for weight in _three(module))
+def _gradients(module: MLP | Experts) -> tuple[Tensor, Tensor, Tensor]:
+    gate, up, down = _three(module)
+    return _gradient(gate), _gradient(up), _gradient(down)
 
 
-def _route_gradient(gate: Any, x: Tensor, chosen: Tensor, dweights: Tensor, dx: Tensor) -> None:
+def _route_gradient(gate: Router, x: Tensor, chosen: Tensor, dweights: Tensor, dx: Tensor) -> None:
     """Of the weights (T, K) that a router gave: added to dx (T, D) and to the router's own."""
     weight, choice = gate.weight.detach(), gate.choice
     scores = (x @ weight.T).sigmoid()  # (T, E)
@@ -272,14 +279,18 @@ def total_loss(
     """As `Transformer.loss`, of a model that suits."""
     packed.room.clear()
     documents = Documents(*rotary_table(model.config, batch.positions), torch.tensor(batch.edges), packed.room)
-    x = model.model.embed_tokens(batch.ids)  # (T, D) float32
+    x: Tensor = model.model.embed_tokens(batch.ids)  # (T, D) float32
     for block in model.model.layers:
-        x, peaks = _AttentionHalf.apply(x, block.input_layernorm, block.self_attn, packed, documents)
-        x, chosen = _MixtureHalf.apply(x, block.post_attention_layernorm, block.mlp, packed, documents)
+        x, peaks = _applied(_AttentionHalf, x, block.input_layernorm, block.self_attn, packed, documents)
+        x, chosen = _applied(_MixtureHalf, x, block.post_attention_layernorm, block.mlp, packed, documents)
         if observed is not None:
             observed.max_logits.append(peaks.amax(0))
             if isinstance(block.mlp, MoE):
                 observed.chosen.append(chosen)
     if batch.logit_rows is not None:
         x = x[batch.logit_rows]
-    return _Head.apply(x, model.model.norm, model.lm_head, packed, documents, targets)
+    return _applied(_Head, x, model.model.norm, model.lm_head, packed, documents, targets)
+
+
+def _applied(node: type[torch.autograd.Function], *arguments: object) -> tuple[Tensor, Tensor]:
+    return cast("tuple[Tensor, Tensor]", node.apply(*arguments))  # pyright: ignore[reportUnknownMemberType]
