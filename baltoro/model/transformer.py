@@ -7,10 +7,12 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from baltoro.config import ModelConfig
 from baltoro.kernels import steps
 from baltoro.kernels.forward import ForwardStep, Layer
+from baltoro.model import trained
 from baltoro.model.attention import Attention
 from baltoro.model.batch import Batch, LatentCache, Layout
 from baltoro.model.linear import Linear, RMSNorm
@@ -88,6 +90,7 @@ class Transformer(nn.Module):
         self.lm_head = Linear(config.hidden_size, config.vocab_size)
         self._table = RotaryTable(config)
         self._step: ForwardStep | None = None  # described at the first use, where all is packed
+        self._trained = trained.PackedWeights()
 
     def forward(
         self,
@@ -115,6 +118,16 @@ class Transformer(nn.Module):
         if batch.logit_rows is not None:
             x = x[batch.logit_rows]
         return self.lm_head(self.model.norm(x)).float()
+
+    def loss(self, batch: Batch, targets: Tensor, observed: Observed | None = None) -> tuple[Tensor, Tensor]:
+        """The sum of the cross-entropies behind batch.logit_rows, which has a gradient, and each of them, (rows,).
+
+        batch: whole documents, without a cache; targets: (rows,) int64, what comes behind each row
+        """
+        if trained.suits(self, batch):
+            return trained.total_loss(self, self._trained, batch, targets, observed)
+        nats = cross_entropy(self(batch, None, observed), targets, reduction="none")
+        return nats.sum(), nats.detach()
 
     def _described(self, cache: LatentCache) -> ForwardStep | None:
         """All of it as one native call, where everything is packed and here; None elsewhere."""

@@ -17,7 +17,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
 from baltoro.config import ModelConfig
@@ -77,10 +76,9 @@ def train_step(
     for lane in range(world.rank, lanes, world.size):
         microbatch = data.microbatch(progress.phase_step, lane)
         observed = Observed()
-        logits = model(microbatch.batch, None, observed)  # (rows, V)
-        losses = functional.cross_entropy(logits, microbatch.targets, reduction="none")  # (rows,)
-        losses.sum().backward()
-        sums.index_add_(0, microbatch.kinds, losses.detach())
+        total, losses = model.loss(microbatch.batch, microbatch.targets, observed)
+        total.backward()  # pyright: ignore[reportUnknownMemberType]
+        sums.index_add_(0, microbatch.kinds, losses)  # (rows,)
         counts.index_add_(0, microbatch.kinds, torch.ones_like(losses))
         peaks.append(torch.stack(observed.max_logits))
         loads.append(torch.stack(observed.expert_tokens(model.config.n_routed_experts)).float())

@@ -11,7 +11,8 @@
 void bind_reader(nb::module_& m);  // bind_reader.cpp
 #endif
 
-void bind_step(nb::module_& m);  // bind_step.cpp
+void bind_step(nb::module_& m);      // bind_step.cpp
+void bind_training(nb::module_& m);  // bind_training.cpp
 
 NB_MODULE(_native, m) {
   m.def("targets", &baltoro::targets, "Names of the targets that this CPU can run, slowest first.");
@@ -204,6 +205,7 @@ NB_MODULE(_native, m) {
                                  T, K, D, F, threads);
         });
   bind_step(m);
+  bind_training(m);
 #ifndef _WIN32
   bind_reader(m);
 #endif

@@ -6,7 +6,7 @@ set(_csrc ${CMAKE_CURRENT_LIST_DIR})
 function(baltoro_kernels program)
   target_sources(${program} PRIVATE ${_csrc}/attention.cpp ${_csrc}/dispatch.cpp ${_csrc}/latents.cpp ${_csrc}/norm.cpp ${_csrc}/pack.cpp ${_csrc}/plain.cpp
                                     ${_csrc}/products.cpp ${_csrc}/roof.cpp ${_csrc}/routing.cpp ${_csrc}/step.cpp
-                                    ${_csrc}/threads.cpp ${_csrc}/targets/scalar.cpp)
+                                    ${_csrc}/threads.cpp ${_csrc}/training.cpp ${_csrc}/targets/scalar.cpp)
   if(NOT WIN32)  # pread, O_DIRECT
     target_sources(${program} PRIVATE ${_csrc}/reader.cpp ${_csrc}/reader_threads.cpp ${_csrc}/reader_uring.cpp)
   endif()
