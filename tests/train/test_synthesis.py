@@ -15,7 +15,7 @@ import pytest
 from baltoro.chat.messages import Message, Tool
 from baltoro.chat.tokenizer import Tokenizer
 from baltoro.train import vocabulary
-from baltoro.train.synthesis import KINDS, Dialogue, everyday, generate, natural, smalltalk
+from baltoro.train.synthesis import KINDS, Dialogue, blueprints, everyday, generate, natural, smalltalk
 from baltoro.train.synthesis.functions import VERBS
 from baltoro.train.synthesis.split import RESERVED_VALUES, is_reserved, side
 from baltoro.train.synthesis.tokens import dialogue_documents, write_tokens
@@ -40,7 +40,13 @@ def words(name: str) -> set[str]:
 
 def tools(dialogues: list[Dialogue], everyday_too: bool) -> list[Tool]:
     found = [tool for dialogue in dialogues for tool in dialogue.tools]
-    return [tool for tool in found if everyday_too or not everyday.is_everyday(tool.name)]
+    return [tool for tool in found if everyday_too or not (everyday.is_everyday(tool.name) or is_real(tool.name))]
+
+
+def is_real(name: str) -> bool:
+    """Whether a function may be of blueprints.txt; a few invented names are taken for such."""
+    parts = words(name.replace("_", " "))
+    return any(blueprint.words <= parts for blueprint in blueprints.read())
 
 
 def function_names(dialogues: list[Dialogue], everyday: bool = True) -> set[str]:
@@ -51,12 +57,13 @@ def parameter_names(dialogues: list[Dialogue], everyday: bool = True) -> set[str
     return {name for tool in tools(dialogues, everyday) for name in tool.parameters["properties"]}
 
 
-def calls(dialogues: list[Dialogue]) -> list[tuple[Dialogue, int, str, dict[str, object]]]:
+def calls(dialogues: list[Dialogue], real: bool = True) -> list[tuple[Dialogue, int, str, dict[str, object]]]:
     return [
         (d, position, call.name, json.loads(str(call.arguments)))
         for d in dialogues
         for position, message in enumerate(d.messages)
         for call in message.tool_calls
+        if real or not is_real(call.name)
     ]
 
 
@@ -96,7 +103,7 @@ def test_values_of_training_contain_no_heldout_word(train) -> None:
 def test_names_in_heldout_values_are_unseen(train, heldout) -> None:
     def capitals(dialogues: list[Dialogue]) -> set[str]:
         return {
-            word for *_, arguments in calls(dialogues) for value in strings(arguments)
+            word for *_, arguments in calls(dialogues, real=False) for value in strings(arguments)
             for word in re.findall(r"\b[A-Z][a-z]{3,}\b", value)
         } - CALENDAR  # fmt: skip
 
@@ -128,7 +135,7 @@ def test_reserved_functions_are_never_declared(train, heldout) -> None:
 
 def test_every_argument_stands_verbatim_in_the_request(train, heldout) -> None:
     """Numbers may be written as words, booleans are said otherwise: they are compared loosely."""
-    for dialogue, position, _, arguments in calls(train + heldout):
+    for dialogue, position, _, arguments in calls(train + heldout, real=False):
         request = str(dialogue.messages[position - 1].content)
         for value in strings(arguments):
             assert value in request, (value, request)
@@ -237,9 +244,11 @@ def test_every_phrase_of_an_everyday_domain_gives_its_required_arguments_and_its
             assert told and told <= domain.arguments.keys() | domain.returns.keys(), (domain.topic, answer)
 
 
-def test_about_two_fifths_of_the_calls_are_to_everyday_functions() -> None:
+def test_half_of_the_calls_are_to_real_functions_and_the_rest_to_everyday_and_invented_ones() -> None:
     names = [name for *_, name, _ in calls(list(islice(generate(12, weights=CALLING), 400)))]
-    assert 0.3 < sum(map(everyday.is_everyday, names)) / len(names) < 0.47
+    everyday_share = sum(map(everyday.is_everyday, names)) / len(names)
+    real_share = sum(map(is_real, names)) / len(names)
+    assert 0.1 < everyday_share < 0.25 and 0.45 < real_share < 0.65
 
 
 def test_some_arguments_must_be_escaped() -> None:

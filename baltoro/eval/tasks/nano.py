@@ -1,7 +1,10 @@
 """What the nano model must do with tools, words and values it has never seen.
 
-Two files hold the examples. nano_heldout.jsonl.gz was written by the generator: invented functions of words
-that training never shows as names or values, and everyday functions of fourteen topics kept out of training.
+Three files hold the examples. nano_heldout.jsonl.gz was written by the first edition's generator: invented functions of
+words that training never shows as names or values, and everyday functions of fourteen topics kept out of training.
+nano_schemas.jsonl.gz is the second edition's: fifty-odd functions as real interfaces declare them, none of which
+training declares, one call (schema), several (parallel), objects among the arguments (nested), values that the request
+says in other words (hint), and one of up to twenty functions (many).
 nano_card.json is written by hand: the weather tool of Kimi K2's model card and ten more, asked for in ordinary
 English, and questions about who it is.
 """
@@ -20,7 +23,10 @@ from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
 from baltoro.eval.score import Example, Score, Truth, judge, summary
 
-KINDS = ("recite", "pick", "single", "multi", "conversation", "none", "result", "identity", "card", "card_result")
+KINDS = (
+    "recite", "pick", "single", "multi", "conversation", "none", "result", "identity", "card", "card_result",
+    "schema", "parallel", "nested", "hint", "many",
+)  # fmt: skip
 
 # prompts' ids and their examples in, generated ids out (a stop id may end them)
 Generate = Callable[[list[list[int]], list[Example]], list[list[int]]]
@@ -29,7 +35,7 @@ Generate = Callable[[list[list[int]], list[Example]], list[list[int]]]
 def examples(per_kind: int = 200, kinds: Sequence[str] = KINDS) -> list[Example]:
     """The first `per_kind` examples of each kind; the hand-written kinds have fewer (20, 33 and 33)."""
     taken: dict[str, list[Example]] = {kind: [] for kind in kinds}
-    for example in [*_heldout(), *_card()]:
+    for example in [*_written("nano_heldout.jsonl.gz"), *_card(), *_written("nano_schemas.jsonl.gz")]:
         chosen = taken.get(example.kind)
         if chosen is not None and len(chosen) < per_kind:
             chosen.append(example)
@@ -83,8 +89,8 @@ def _until(ids: Sequence[int], stops: frozenset[int]) -> list[int]:
     return list(ids)
 
 
-def _heldout() -> list[Example]:
-    with files("baltoro.eval.tasks").joinpath("nano_heldout.jsonl.gz").open("rb") as raw, gzip.open(raw, "rt") as lines:
+def _written(name: str) -> list[Example]:
+    with files("baltoro.eval.tasks").joinpath(name).open("rb") as raw, gzip.open(raw, "rt") as lines:
         return [_example(json.loads(line)) for line in lines]
 
 

@@ -1,6 +1,6 @@
 """python -m baltoro.train.synthesis OUTDIR --vocabulary DIR [--seed 0 --dialogues N --split train | --text FILE]
 
-python -m baltoro.train.synthesis baltoro/eval/tasks/nano_heldout.jsonl.gz --examples 200
+python -m baltoro.train.synthesis baltoro/eval/tasks/nano_schemas.jsonl.gz --examples 200
 """
 
 from __future__ import annotations

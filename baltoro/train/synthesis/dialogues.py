@@ -9,20 +9,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from random import Random
+from typing import cast
 
 from baltoro.chat.messages import Message, Tool, ToolCall
-from baltoro.train.synthesis import copying, natural, results, smalltalk, values
+from baltoro.train.synthesis import asking, copying, natural, results, smalltalk, values
+from baltoro.train.synthesis.api import ApiFunction, ability, make_api
+from baltoro.train.synthesis.asking_each import ask_each
 from baltoro.train.synthesis.functions import Declared, Function, make_function, make_functions
 from baltoro.train.synthesis.natural import NaturalFunction, make_natural
-from baltoro.train.synthesis.requests import Intent, choose_arguments, make_intent, natural_intent, phrase
+from baltoro.train.synthesis.requests import Intent, choose_arguments, make_intent, mentioned_intent, phrase
 from baltoro.train.synthesis.split import Split
 from baltoro.train.synthesis.values import Value
 from baltoro.train.synthesis.words import Lexicon, lexicon
 
-KINDS = ("recite", "pick", "single", "multi", "none", "result", "conversation", "identity", "chat")
+KINDS = (
+    "recite", "pick", "single", "schema", "nested", "hint", "many", "multi", "parallel", "none", "ask", "result", "conversation",
+    "identity", "chat",
+)  # fmt: skip
 WEIGHTS: Mapping[str, float] = {
-    "recite": 0.10, "pick": 0.07, "single": 0.18, "multi": 0.12, "none": 0.07, "result": 0.10, "conversation": 0.28,
-    "identity": 0.04, "chat": 0.04,
+    "recite": 0.07, "pick": 0.04, "single": 0.15, "schema": 0.08, "nested": 0.05, "hint": 0.05, "many": 0.04, "multi": 0.08, "parallel": 0.08, "none": 0.08, "ask": 0.015,
+    "result": 0.07, "conversation": 0.16, "identity": 0.025, "chat": 0.02,
 }  # fmt: skip
 
 MAX_CHARS = 3000  # about 1,100 tokens of the nano vocabulary, before the last turn
@@ -131,6 +137,75 @@ def _single(r: Random, words: Lexicon) -> Dialogue:
     return script.finished("single")
 
 
+def _nested(r: Random, words: Lexicon) -> Dialogue:
+    """A call with an object inside its arguments."""
+    while True:
+        script = _script(r, words, make_functions(r, words, r.choice((1, 1, 2, 3)), nested=True))
+        intent = make_intent(r, words, script.functions[0], script.functions)
+        if "{" in intent.arguments_json[1:]:
+            r.shuffle(script.functions)
+            script.call(intent.request, [intent])
+            return script.finished("nested")
+
+
+def _hint(r: Random, words: Lexicon) -> Dialogue:
+    """A call with a value that the request says in other words than the schema wants it in: an enum's member, a date."""
+    while True:
+        script = _script(r, words, _functions(r, words))
+        function = r.choice(script.functions)
+        if isinstance(function, ApiFunction):
+            said = asking.ask(r, words, function)
+            if any(text not in said.texts.values() for text in _strings(said.arguments)):
+                script.call(said.request, [mentioned_intent(function, said)])
+                return script.finished("hint")
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for item in cast("dict[str, object]", value).values():
+            yield from _strings(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def _many(r: Random, words: Lexicon) -> Dialogue:
+    """One of up to twenty declared functions."""
+    script = _script(r, words, make_functions(r, words, r.choice((7, 7, 8, 9, 10, 12, 15, 20))))
+    intent = _intent(script)
+    script.call(intent.request, [intent])
+    return script.finished("many")
+
+
+def _ask(r: Random, words: Lexicon) -> Dialogue:
+    """Something is missing that the function requires: the answer asks for it."""
+    while True:
+        script = _script(r, words, _functions(r, words))
+        function = r.choice(script.functions)
+        if isinstance(function, ApiFunction) and (said := asking.unsaid(r, function)):
+            request, answer, missing = said
+            script.exchange(request, answer)
+            script.mentions += missing
+            return script.finished("ask")
+
+
+def _schema(r: Random, words: Lexicon) -> Dialogue:
+    """A call of a function as real interfaces declare them, among its like."""
+    script = _script(r, words, make_functions(r, words, r.choice((1, 1, 2, 3, 4)), real=True))
+    intent = _intent(script)
+    script.call(intent.request, [intent])
+    return script.finished("schema")
+
+
+def _parallel(r: Random, words: Lexicon) -> Dialogue:
+    """Several calls of such functions."""
+    while True:
+        script = _script(r, words, make_functions(r, words, r.choice((1, 1, 2, 3, 4)), real=True))
+        request, intents = _several(script)
+        if len(intents) > 1:
+            script.call(request, intents)
+            return script.finished("parallel")
+
+
 def _intent(script: _Script) -> Intent:
     return make_intent(script.r, script.words, script.r.choice(script.functions), script.functions)
 
@@ -156,23 +231,30 @@ def _multi(r: Random, words: Lexicon) -> Dialogue:
 
 
 def _several(script: _Script) -> tuple[str, list[Intent]]:
-    """One request that needs two or three calls."""
+    """One request that needs two or three calls, of one function sometimes more."""
     r = script.r
     function = r.choice(script.functions)
-    if r.random() < 0.5:
-        if isinstance(function, NaturalFunction):
+    if r.random() < 0.55:
+        if isinstance(function, ApiFunction):
+            if each := ask_each(r, script.words, function):
+                return each[0], [mentioned_intent(function, said) for said in each[1]]
+        elif isinstance(function, NaturalFunction):
             if function.listable:
                 request, said = natural.mention_each(r, script.words, function, r.choice(function.listable))
-                return request, [natural_intent(function, each) for each in said]
+                return request, [mentioned_intent(function, each) for each in said]
         elif listed := [p for p in function.parameters if p.slot.kind in _LISTABLE and p.required]:
             return _one_for_each(script, function, r.choice(listed).name)
-    count = r.choice((2, 2, 3))
+    count = r.choice((2, 2, 2, 3, 3, 4))
     if len(script.functions) > 1 and r.random() < 0.7:
         chosen = r.sample(script.functions, min(count, len(script.functions)))
     else:
         chosen = [function] * count
-    made = [make_intent(r, script.words, f, script.functions, compact=True) for f in chosen]
+    whole = r.random() < 0.25
+    made = [make_intent(r, script.words, f, script.functions, compact=not whole) for f in chosen]
     intents = list({(i.function.name, i.arguments_json): i for i in made}.values())  # nobody asks the same twice
+    if whole:
+        glue = r.choice((" ", " ", "\n", " Also: ", " And: ", " Then, "))
+        return glue.join(i.request if i.request[-1] in ".?!" else i.request + "." for i in intents), intents
     return _join(r, [intent.clause for intent in intents]), intents
 
 
@@ -211,10 +293,16 @@ def _refusal(script: _Script) -> tuple[str, str]:
     """A request that no declared function serves: another thing, often with a verb that one of them has."""
     r, words = script.r, script.words
     known = frozenset[str]().union(*(function.words for function in script.functions))
+    if r.random() < 0.5:
+        others = [f for f in script.functions if isinstance(f, ApiFunction)]
+        api = make_api(r, words, others)
+        if api and all(api.words.isdisjoint(f.words) for f in script.functions if not isinstance(f, ApiFunction)):
+            request = asking.ask(r, words, api).request
+            return request, r.choice(_REFUSALS).replace("{c}", ability(api.blueprint))
     if r.random() < 0.7:
         declared = [f for f in script.functions if isinstance(f, NaturalFunction)]
         absent = make_natural(r, words, declared)
-        abouts = {word for f in script.functions if isinstance(f, Function) for word in f.words}
+        abouts = {word for f in script.functions if not isinstance(f, NaturalFunction) for word in f.words}
         if absent and abouts.isdisjoint(absent.words):
             request = natural.mention(r, words, absent).request
             return request, r.choice(_REFUSALS).replace("{c}", absent.domain.ability)
@@ -304,6 +392,6 @@ def _conversation(r: Random, words: Lexicon) -> Dialogue:
 
 
 _MAKERS = {
-    "recite": _recite, "pick": _pick, "single": _single, "multi": _multi, "none": _none, "result": _result,
+    "recite": _recite, "pick": _pick, "single": _single, "schema": _schema, "parallel": _parallel, "nested": _nested, "hint": _hint, "many": _many, "multi": _multi, "ask": _ask, "none": _none, "result": _result,
     "conversation": _conversation, "identity": _identity, "chat": _chat,
 }  # fmt: skip

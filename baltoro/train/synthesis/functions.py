@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from baltoro.chat.messages import Tool
 from baltoro.train.synthesis import everyday
+from baltoro.train.synthesis.api import ApiFunction, make_api
 from baltoro.train.synthesis.declarations import declare, spelled
 from baltoro.train.synthesis.natural import NaturalFunction, make_natural
 from baltoro.train.synthesis.parameters import Parameter, make_parameter
@@ -157,21 +158,38 @@ def make_function(r: Random, words: Lexicon, verb: Verb | None = None, about: st
     return Function(name, verb, about, listed, tool, says_verb and spoken == verb.base)
 
 
-Declared = Function | NaturalFunction
+Declared = Function | NaturalFunction | ApiFunction
 
 
-def make_functions(r: Random, words: Lexicon, count: int) -> list[Declared]:
-    """`count` functions, invented, everyday or mixed, of which no two could serve the same request."""
-    naturalness = r.choices((0.0, 0.5, 1.0), (48, 28, 24))[0]
+def make_functions(
+    r: Random, words: Lexicon, count: int, *, nested: bool = False, real: bool = False
+) -> list[Declared]:
+    """`count` functions, invented, everyday, of blueprints or mixed, of which no two could serve the same request.
+
+    nested: the first has an object among its parameters. real: all of blueprints. Many are declared with few words.
+    """
+    invented, natural = r.choices(((0.0, 0.0), (0.3, 0.3), (1.0, 0.0), (0.0, 1.0)), (46, 24, 20, 10))[0]
+    if real:
+        invented, natural = 0.0, 0.0
+    terse = count > 6
     functions: list[Declared] = []
     while len(functions) < count:
-        if r.random() < naturalness:
+        kind = r.random()
+        api = [f for f in functions if isinstance(f, ApiFunction)]
+        if nested and not functions:
+            other = make_api(r, words, nested=True)
+        elif kind < invented:
+            other = _similar(r, words, [f for f in functions if isinstance(f, Function)])
+        elif kind < invented + natural:
             other = make_natural(r, words, [f for f in functions if isinstance(f, NaturalFunction)])
         else:
-            other = _similar(r, words, [f for f in functions if isinstance(f, Function)])
-        if other and all(_distinct(other, f) for f in functions):
+            other = make_api(r, words, api, terse=terse and r.random() < 0.6)
+        if other is None or (terse and not real and r.random() < 0.1):
+            other = make_function(r, words)
+        if all(_distinct(other, f) for f in functions):
             functions.append(other)
-    r.shuffle(functions)
+    if not nested:
+        r.shuffle(functions)
     return functions
 
 
@@ -194,8 +212,12 @@ def _similar(r: Random, words: Lexicon, functions: list[Function]) -> Function:
 
 def _distinct(a: Declared, b: Declared) -> bool:
     """A request can tell them apart: different things, or different verbs that both functions spell out."""
+    if a.name == b.name:
+        return False
     if isinstance(a, NaturalFunction) and isinstance(b, NaturalFunction):
-        return a.name != b.name and a.domain.group != b.domain.group
-    if isinstance(a, NaturalFunction) or isinstance(b, NaturalFunction):
-        return a.words.isdisjoint(b.words)
-    return a.name != b.name and (a.about != b.about or (a.verb is not b.verb and a.plain and b.plain))
+        return a.domain.group != b.domain.group
+    if isinstance(a, ApiFunction) and isinstance(b, ApiFunction):
+        return a.blueprint.topic != b.blueprint.topic
+    if isinstance(a, Function) and isinstance(b, Function):
+        return a.about != b.about or (a.verb is not b.verb and a.plain and b.plain)
+    return a.words.isdisjoint(b.words)

@@ -1,6 +1,7 @@
 """The held-out examples of the nano evaluation, written once as a file, so that scores stay comparable.
 
-`baltoro.eval.tasks.nano` reads the file; evaluation knows nothing about the generator.
+`baltoro.eval.tasks.nano` reads two files; evaluation knows nothing about the generator. nano_heldout.jsonl.gz is of the
+first edition's generator and is never written again; nano_schemas.jsonl.gz holds what the second edition added.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from baltoro.chat.messages import Message
-from baltoro.train.synthesis.dialogues import Dialogue, generate
+from baltoro.train.synthesis.dialogues import generate
 
-KINDS = ("recite", "pick", "single", "multi", "conversation", "none", "result")
+KINDS = ("schema", "parallel", "nested", "hint", "many")
 SEED = 20_251_122
 
 
@@ -29,33 +30,13 @@ def write_heldout(path: Path, per_kind: int) -> None:
 
 def _examples(kind: str) -> Iterator[dict[str, Any]]:
     for dialogue in generate(SEED, "heldout", weights={kind: 1.0}):
-        cut = _cut(dialogue)
-        if cut is None:
-            continue
-        last = cut.messages[-1]
-        truth: dict[str, Any] = {}
-        if last.tool_calls:
-            truth["calls"] = [{"name": c.name, "arguments": json.loads(str(c.arguments))} for c in last.tool_calls]
-        elif kind == "recite":
-            truth["text"] = last.content
-        elif kind in ("pick", "result"):
-            truth["mentions"] = list(cut.mentions)
+        last = dialogue.messages[-1]
+        calls = [{"name": c.name, "arguments": json.loads(str(c.arguments))} for c in last.tool_calls]
         yield {
-            "tools": [tool.declaration for tool in cut.tools],
-            "messages": [_plain(message) for message in cut.messages[:-1]],
-            "truth": truth,
+            "tools": [tool.declaration for tool in dialogue.tools],
+            "messages": [_plain(message) for message in dialogue.messages[:-1]],
+            "truth": {"calls": calls},
         }
-
-
-def _cut(dialogue: Dialogue) -> Dialogue | None:
-    """A conversation ends at its last call, and has had one before; multi needs several calls in that turn."""
-    messages = dialogue.messages
-    if dialogue.kind == "conversation":
-        turns = [index for index, message in enumerate(messages) if message.tool_calls]
-        return Dialogue(dialogue.kind, messages[: turns[-1] + 1], dialogue.tools) if len(turns) > 1 else None
-    if dialogue.kind == "multi" and len(messages[-1].tool_calls) < 2:  # two equal values make one call
-        return None
-    return dialogue
 
 
 def _plain(message: Message) -> dict[str, Any]:

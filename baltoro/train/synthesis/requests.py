@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from baltoro.train.synthesis import natural
+from baltoro.train.synthesis import asking, natural
+from baltoro.train.synthesis.api import ApiFunction
 from baltoro.train.synthesis.functions import ASKING, Declared, Function, article
 from baltoro.train.synthesis.natural import Mentioned, NaturalFunction
 from baltoro.train.synthesis.parameters import Parameter
@@ -96,14 +97,16 @@ def choose_arguments(r: Random, words: Lexicon, function: Function) -> dict[str,
 def make_intent(
     r: Random, words: Lexicon, function: Declared, declared: Sequence[Declared], *, compact: bool = False
 ) -> Intent:
+    if isinstance(function, ApiFunction):
+        return mentioned_intent(function, asking.ask(r, words, function, compact=compact))
     if isinstance(function, NaturalFunction):
-        intent = natural_intent(function, natural.mention(r, words, function, compact=compact))
+        intent = mentioned_intent(function, natural.mention(r, words, function, compact=compact))
         noise = r.choice(_NOISE) if r.random() < 0.06 else ""
         return replace(intent, request=noise + intent.request)
     return phrase(r, function, choose_arguments(r, words, function), declared, compact=compact)
 
 
-def natural_intent(function: NaturalFunction, said: Mentioned) -> Intent:
+def mentioned_intent(function: NaturalFunction | ApiFunction, said: Mentioned) -> Intent:
     return Intent(function, said.arguments, said.texts, said.request, said.clause)
 
 

@@ -6,7 +6,8 @@ import json
 from random import Random
 from typing import Any
 
-from baltoro.train.synthesis import natural, values
+from baltoro.train.synthesis import answers, natural, values
+from baltoro.train.synthesis.api import ApiFunction
 from baltoro.train.synthesis.functions import Function
 from baltoro.train.synthesis.natural import NaturalFunction
 from baltoro.train.synthesis.requests import Intent
@@ -27,6 +28,8 @@ def result(r: Random, words: Lexicon, intent: Intent) -> tuple[str, str, list[st
     if r.random() < 0.1:
         return _failure(r, intent)
     function = intent.function
+    if isinstance(function, ApiFunction):
+        return answers.result(r, words, function, intent.texts)
     if isinstance(function, NaturalFunction):
         return natural.result(r, words, function, intent.arguments, intent.texts)
     if function.verb.past and r.random() < 0.75:
@@ -123,6 +126,8 @@ def _failure(r: Random, intent: Intent) -> tuple[str, str, list[str]]:
     function = intent.function
     if isinstance(function, NaturalFunction):
         label, about = r.choice(list(function.declared.values())), "result"
+    elif isinstance(function, ApiFunction):
+        label, about = r.choice([*function.labels.values(), "value"]), function.blueprint.topic
     else:
         about = function.about
         label = r.choice(function.parameters).label if function.parameters else about

@@ -30,6 +30,8 @@ class Value(NamedTuple):
 
 Maker = Callable[[Random, Lexicon], Value]
 
+_STRANGE = 0.04  # of names and words, those of a shape that nobody would think of
+
 
 def _same(text: str) -> Value:
     return Value(text, text)
@@ -40,6 +42,8 @@ def capitalised(word: str) -> str:
 
 
 def person(r: Random, words: Lexicon) -> Value:
+    if r.random() < _STRANGE:
+        return _same(words.strange(r))
     first = r.choice(words.people) if r.random() < 0.7 else capitalised(words.invented(r))
     if r.random() < 0.4:
         last = r.choice(words.surnames) if r.random() < 0.7 else capitalised(words.invented(r))
@@ -49,6 +53,8 @@ def person(r: Random, words: Lexicon) -> Value:
 
 def place(r: Random, words: Lexicon) -> Value:
     kind = r.random()
+    if r.random() < _STRANGE:
+        return _same(words.strange(r))
     if kind < 0.55:
         return _same(r.choice(words.cities))
     if kind < 0.65:
@@ -64,12 +70,16 @@ def country(r: Random, words: Lexicon) -> Value:
 
 
 def company(r: Random, words: Lexicon) -> Value:
-    name = r.choice(words.companies) if r.random() < 0.5 else capitalised(words.noun(r, 0.6))
+    if r.random() < 2 * _STRANGE:
+        return _same(words.strange(r))
+    name = r.choice(words.companies) if r.random() < 0.4 else capitalised(words.noun(r, 0.6))
     return _same(name if r.random() < 0.7 else f"{name} {r.choice(('Ltd', 'Inc', 'Labs', 'Group', 'Systems'))}")
 
 
 def thing(r: Random, words: Lexicon) -> Value:
-    """A common noun with or without an adjective: "lantern", "silent harbour"."""
+    """A common noun with or without an adjective: "lantern", "silent harbour"; sometimes any words at all."""
+    if r.random() < 0.1:
+        return _same(" ".join(r.choice(words.words) for _ in range(r.randint(1, 4))))
     noun = words.noun(r)
     return _same(f"{r.choice(words.adjectives)} {noun}" if r.random() < 0.35 else noun)
 
@@ -99,6 +109,12 @@ def title(r: Random, words: Lexicon) -> Value:
 
 def sentence(r: Random, words: Lexicon) -> Value:
     """A short message such as people dictate."""
+    if r.random() < 0.2:  # words in no order: what follows cannot be guessed, only read
+        run = [
+            r.choice(r.choice((words.words, words.nouns, words.verbs, words.adjectives)))
+            for _ in range(r.randint(2, 9))
+        ]
+        return _same(r.choice((" ".join(run), capitalised(" ".join(run)) + r.choice(".!?"))))
     a, b, who = words.singular(r), words.singular(r), r.choice(words.people)
     return _same(
         r.choice(
@@ -215,11 +231,15 @@ def file_name(r: Random, words: Lexicon) -> Value:
 
 def word(r: Random, words: Lexicon) -> Value:
     """One bare word, often an invented one."""
+    if r.random() < 2 * _STRANGE:
+        return _same(words.strange(r))
     return _same(words.noun(r, 0.5))
 
 
 def proper(r: Random, words: Lexicon) -> Value:
     """A capitalised name of anything."""
+    if r.random() < 2 * _STRANGE:
+        return _same(words.strange(r))
     return _same(capitalised(words.noun(r, 0.6)))
 
 
