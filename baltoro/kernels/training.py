@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from baltoro.kernels.routing import Choice
 from baltoro.kernels.targets import chosen_target, native
 
 WIDTH = 16  # every width is a multiple of it
@@ -44,15 +45,12 @@ class Room:
         self.generation += 1
 
     def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        numbers = math.prod(shape)
-        begin, size = self._taken, -(-numbers * dtype.itemsize // 64) * 64
+        begin, size = self._taken, -(-math.prod(shape) * dtype.itemsize // 64) * 64
         self._taken += size
         self._wanted = max(self._wanted, self._taken)
         if self._taken > self._bytes.numel():
             return torch.empty(shape, dtype=dtype)
-        return torch.empty(0, dtype=dtype).set_(
-            self._bytes.untyped_storage(), begin // dtype.itemsize, shape, _strides(shape)
-        )
+        return torch.empty(0, dtype=dtype).set_(self._bytes.untyped_storage(), begin // dtype.itemsize, shape)
 
     @contextlib.contextmanager
     def piece(self) -> Generator[None]:
@@ -62,10 +60,6 @@ class Room:
             yield
         finally:
             self._taken = taken
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +313,30 @@ def experts(
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return Mixed(x, weights, groups, panels, gates, ups, y)
+
+
+def add_route_gradient(
+    x: Tensor, weight: Tensor, choice: Choice, chosen: Tensor, dweights: Tensor, *, dx: Tensor, dweight: Tensor
+) -> None:
+    """What `routing.route` gave, towards its input and its weight: added to dx (T, D) and dweight (E, D).
+
+    x: (T, D) and dweights: (T, K) float32; chosen: (T, K) int64
+    """
+    (T, K), (E, D) = chosen.shape, weight.shape
+    native().train_route_gradient(
+        chosen_target(), _is(x, torch.float32), _is(weight, torch.float32), _is(dweights, torch.float32),
+        _is(chosen, torch.int64), T, K, D, E, choice.normalized, choice.factor, _is(dx, torch.float32),
+        _is(dweight, torch.float32), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def sum_heads(x: Tensor, to: Tensor) -> None:
+    """The sum over heads of x (T, H, R) float32, to the rows of `to` (T, R) bf16."""
+    T, H, R = x.shape
+    assert to.shape == (T, R) and to.stride(1) == 1 and to.dtype is torch.bfloat16
+    native().train_sum_heads(
+        chosen_target(), _is(x, torch.float32), to.data_ptr(), T, H, R, to.stride(0), torch.get_num_threads()
+    )
 
 
 def losses(

@@ -108,14 +108,14 @@ def test_a_gradient_is_the_slope_of_the_loss() -> None:
     model = random_model(SHAPES["k2"], seed=3).train()
     batch, targets = example(model.config)
     step = Step(model, batch, targets, torch.bfloat16, native=True)
-    length = sum(float(g.square().sum()) for g in step.gradients.values()) ** 0.5
+    before = Step(model, batch, targets, torch.float32, native=False).total
+    squares, expected = sum(float(g.square().sum()) for g in step.gradients.values()), 5.0  # nats, of 1,400
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in step.gradients:
-                parameter -= step.gradients[name] * (0.05 / length)
-    after = Step(model, batch, targets, torch.float32, native=False)
-    expected = 0.05 * length  # the fall along the steepest way, to first order
-    assert 0.8 * expected < step.total - after.total < 1.2 * expected
+                parameter -= step.gradients[name] * (expected / squares)
+    after = Step(model, batch, targets, torch.float32, native=False).total
+    assert 0.8 * expected < before - after < 1.2 * expected
 
 
 def test_a_document_has_the_same_bits_in_any_company(threads: None) -> None:

@@ -137,6 +137,23 @@ void bind_training(nb::module_& m) {
                                           threads);
         });
 
+  m.def("train_route_gradient", [](const std::string& target, uintptr_t x, uintptr_t w, uintptr_t dweights,
+                                   uintptr_t chosen, int64_t T, int64_t K, int64_t D, int64_t E, bool normalized,
+                                   float factor, uintptr_t dx, uintptr_t dw, int threads) {
+    const auto& t = training(target);
+    const Released released;
+    baltoro::train_route_gradient(t, {at<const float>(x), at<const float>(w), at<const float>(dweights),
+                                      at<const int64_t>(chosen), T, K, D, E, normalized, factor, at<float>(dx), nullptr},
+                                  at<float>(dw), threads);
+  });
+
+  m.def("train_sum_heads", [](const std::string& target, uintptr_t x, uintptr_t to, int64_t T, int64_t H, int64_t R,
+                              int64_t stride, int threads) {
+    const auto& t = training(target);
+    const Released released;
+    baltoro::train_sum_heads(t, at<const float>(x), at<uint16_t>(to), T, H, R, stride, threads);
+  });
+
   m.def("train_loss", [](const std::string& target, uintptr_t x, uintptr_t targets, int64_t rows, int64_t D, int64_t V,
                          uintptr_t w, uintptr_t w_back, uintptr_t losses, uintptr_t dx, uintptr_t dhead, int threads) {
     const auto& t = training(target);

@@ -106,7 +106,8 @@ void train_norm_gradient(const Training& t, NormGradient p, float* dweight, int 
   room.resize(std::max<size_t>(room.size(), pieces * p.width));
   p.partial = room.data();
   by_rows(threads, pieces, 1, [&](int64_t piece, int64_t) { t.norm_gradient(p, piece); });
-  for (int64_t i = 0; i < pieces * p.width; ++i) dweight[i % p.width] += p.partial[i];
+  for (int64_t piece = 0; piece < pieces; ++piece)
+    for (int64_t i = 0; i < p.width; ++i) dweight[i] += p.partial[piece * p.width + i];
 }
 
 void train_turn(const Training& t, uint16_t* x, const float* cos, const float* sin, int64_t T, int64_t H, int64_t R,
@@ -114,6 +115,11 @@ void train_turn(const Training& t, uint16_t* x, const float* cos, const float* s
   by_rows(threads, T, kPieceRows, [&](int64_t begin, int64_t end) {
     t.turn(x, cos, sin, H, R, stride, head_stride, sign, begin, end);
   });
+}
+
+void train_sum_heads(const Training& t, const float* x, uint16_t* to, int64_t T, int64_t H, int64_t R, int64_t stride,
+                     int threads) {
+  by_rows(threads, T, kPieceRows, [&](int64_t begin, int64_t end) { t.sum_heads(x, H, R, to, stride, begin, end); });
 }
 
 void train_attend(const Training& t, const TrainAttention& p, bool gradient, int threads) {
@@ -193,6 +199,16 @@ void train_experts_gradient(const Training& t, TrainExperts p, const MixedRows& 
     t.outer(one);
   };
   parallel_for(threads, E * (2 * narrow + broad), weigh);
+}
+
+void train_route_gradient(const Training& t, RouteGradient p, float* dw, int threads) {
+  thread_local std::vector<float> room;
+  const int64_t pieces = (p.T + kNormRows - 1) / kNormRows, size = p.E * p.D;
+  room.resize(std::max<size_t>(room.size(), pieces * size));
+  p.partial = room.data();
+  by_rows(threads, pieces, 1, [&](int64_t piece, int64_t) { t.route_gradient(p, piece); });
+  for (int64_t piece = 0; piece < pieces; ++piece)
+    for (int64_t i = 0; i < size; ++i) dw[i] += p.partial[piece * size + i];
 }
 
 void train_loss(const Training& t, LossRows p, float* dhead, int threads) {

@@ -79,6 +79,17 @@ struct TrainExperts {
   uint16_t *x_pairs, *dy_pairs, *hidden_pairs, *inner_pairs;  // pairs of x, dy, [dgate dup] and weight * silu(gate) up
 };
 
+// Of what routing.cpp chose: x(T, D), weights and gradients float32. Rows of a piece add up their own part of dw.
+struct RouteGradient {
+  const float *x, *w, *dweights;  // (T, D), (E, D), (T, K)
+  const int64_t* chosen;          // (T, K)
+  int64_t T, K, D, E;
+  bool normalized;
+  float factor;
+  float* dx;       // (T, D), added to
+  float* partial;  // (ceil(T / kNormRows), E, D)
+};
+
 struct Outer {  // c(O, I) += a^T b for rows of pairs [begin, end)
   const uint16_t *a, *b;
   int64_t a_width, b_width, begin, end;
@@ -116,6 +127,9 @@ struct Training {
   void (*experts)(const TrainExperts& p, int64_t piece, uint8_t* room);
   void (*experts_gradient)(const TrainExperts& p, int64_t piece, uint8_t* room);
   void (*loss)(const LossRows& p, int64_t first, int64_t end, uint8_t* room);
+  void (*route_gradient)(const RouteGradient& p, int64_t piece);
+  // to(T, R) bf16, rows `stride` apart = the sum over heads of x(T, H, R)
+  void (*sum_heads)(const float* x, int64_t H, int64_t R, uint16_t* to, int64_t stride, int64_t begin, int64_t end);
   // to(T, D) = onto(T, D) + weights(T, K) times the rows places(T, K) of y; no onto: zeros, no weights: ones
   void (*gather)(const float* onto, const float* y, const int64_t* places, const float* weights, int64_t K, int64_t D,
                  float* to, int64_t begin, int64_t end);

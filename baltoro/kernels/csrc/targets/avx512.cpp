@@ -26,6 +26,6 @@ extern const Training kTraining = {training::pack,          training::pack_back,
                                    training::pairs,         training::product,          training::outer,
                                    training::norm,          training::norm_gradient,    training::turn,
                                    training::attend,        training::attend_gradient,  training::experts,
-                                   training::experts_gradient, training::loss,          training::gather};
+                                   training::experts_gradient, training::loss,          training::route_gradient, training::sum_heads, training::gather};
 
 }  // namespace baltoro::avx512
