@@ -7,14 +7,12 @@ multiples of 16. Weights' gradients are added to float32 buffers. Results don't 
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from baltoro.kernels.room import Room
 from baltoro.kernels.routing import Choice
 from baltoro.kernels.targets import chosen_target, native
 
@@ -24,42 +22,6 @@ WIDTH = 16  # every width is a multiple of it
 def runs() -> bool:
     """Whether the chosen target has kernels for training."""
     return chosen_target() != "torch" and native().can_train(chosen_target())
-
-
-class Room:
-    """Memory of one forward and its backward: taken piece by piece, given back all at once, kept for the next.
-
-    Fresh memory costs a page fault for every 4 KiB, a tenth of a step.
-    """
-
-    def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
-        self._taken = self._wanted = 0
-        self.generation = 0
-
-    def clear(self) -> None:
-        """What was taken until now may be overwritten from here on."""
-        if self._wanted > self._bytes.numel():
-            self._bytes = torch.empty(self._wanted + self._wanted // 8, dtype=torch.uint8)
-        self._taken = self._wanted = 0
-        self.generation += 1
-
-    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        begin, size = self._taken, -(-math.prod(shape) * dtype.itemsize // 64) * 64
-        self._taken += size
-        self._wanted = max(self._wanted, self._taken)
-        if self._taken > self._bytes.numel():
-            return torch.empty(shape, dtype=dtype)
-        return torch.empty(0, dtype=dtype).set_(self._bytes.untyped_storage(), begin // dtype.itemsize, shape)
-
-    @contextlib.contextmanager
-    def piece(self) -> Generator[None]:
-        """What is taken inside is given back at the end."""
-        taken = self._taken
-        try:
-            yield
-        finally:
-            self._taken = taken
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from baltoro.kernels import training
+from baltoro.kernels.room import Room
 from baltoro.kernels.routing import route
-from baltoro.kernels.training import Attended, ExpertPanels, Groups, Norm, Panels, Room
+from baltoro.kernels.training import Attended, ExpertPanels, Groups, Norm, Panels
 from baltoro.model.attention import Attention
 from baltoro.model.batch import Batch
 from baltoro.model.linear import Linear, RMSNorm
@@ -30,6 +31,14 @@ class PackedWeights:
     def __init__(self) -> None:
         self._kept: dict[tuple[int, ...], tuple[list[int], Any]] = {}
         self.room = Room()
+        self._parameters: list[tuple[bool, nn.Parameter]] = []
+
+    def parameters(self, model: nn.Module) -> list[tuple[bool, nn.Parameter]]:
+        """Of this model, and whether each is trained; looked for once, since that takes milliseconds."""
+        if not self._parameters:
+            named = model.named_parameters()
+            self._parameters = [(not name.endswith("e_score_correction_bias"), each) for name, each in named]
+        return self._parameters
 
     def linear(self, weight: Tensor) -> tuple[Panels, Panels]:
         """Of y = x W^T, and of x's gradient."""
@@ -242,10 +251,10 @@ class _Head(torch.autograd.Function):
         return dx, None, None, None, None, None
 
 
-def suits(model: nn.Module, batch: Batch) -> bool:
+def suits(model: Any, packed: PackedWeights, batch: Batch) -> bool:
     """Whether this model's training step runs natively: bfloat16 on a CPU whose target has the kernels."""
-    config = cast(Any, model).config
-    if cast(Any, model).dtype is not torch.bfloat16 or not torch.is_grad_enabled() or not training.runs():
+    config = model.config
+    if model.dtype is not torch.bfloat16 or not torch.is_grad_enabled() or not training.runs():
         return False
     widths = (
         config.hidden_size, config.vocab_size, config.intermediate_size, config.moe_intermediate_size,
@@ -254,11 +263,13 @@ def suits(model: nn.Module, batch: Batch) -> bool:
     )  # fmt: skip
     if any(width % training.WIDTH for width in widths) or batch.pages:
         return False
-    for name, parameter in model.named_parameters():
-        trained = parameter.requires_grad != name.endswith("e_score_correction_bias")
-        if not trained or parameter.dtype is not torch.float32 or not parameter.is_cpu or not parameter.is_contiguous():
-            return False
-    return True
+    return all(
+        parameter.requires_grad == wanted
+        and parameter.dtype is torch.float32
+        and parameter.is_cpu
+        and parameter.is_contiguous()
+        for wanted, parameter in packed.parameters(model)
+    )
 
 
 def total_loss(

@@ -124,7 +124,7 @@ class Transformer(nn.Module):
 
         batch: whole documents, without a cache; targets: (rows,) int64, what comes behind each row
         """
-        if trained.suits(self, batch):
+        if trained.suits(self, self._trained, batch):
             return trained.total_loss(self, self._trained, batch, targets, observed)
         nats = cross_entropy(self(batch, None, observed), targets, reduction="none")
         return nats.sum(), nats.detach()

@@ -65,7 +65,7 @@ class Step:
         with pytest.MonkeyPatch.context() as patch:
             if not native:
                 patch.setattr(trained, "suits", never)
-            assert trained.suits(model, batch) is native
+            assert trained.suits(model, trained.PackedWeights(), batch) is native
             total, self.nats = model.loss(batch, targets, self.observed)
         total.backward()
         self.total = float(total.detach())
@@ -201,16 +201,25 @@ def test_what_does_not_suit_goes_to_torch() -> None:
     model = random_model(SHAPES["k2"]).train()
     model.dtype = torch.bfloat16
     batch, targets = example(model.config)
-    assert trained.suits(model, batch)
+    assert trained.suits(model, trained.PackedWeights(), batch)
     with torch.no_grad():
-        assert not trained.suits(model, batch)
+        assert not trained.suits(model, trained.PackedWeights(), batch)
         total, nats = model.loss(batch, targets)
     assert torch.isclose(total, nats.sum()) and not total.requires_grad
     model.dtype = torch.float32
-    assert not trained.suits(model, batch)
+    assert not trained.suits(model, trained.PackedWeights(), batch)
     model.dtype = torch.bfloat16
     model.lm_head.weight.requires_grad_(False)
-    assert not trained.suits(model, batch)
+    assert not trained.suits(model, trained.PackedWeights(), batch)
     odd = random_model(config(v_head_dim=24)).train()
     odd.dtype = torch.bfloat16
-    assert not trained.suits(odd, batch)
+    assert not trained.suits(odd, trained.PackedWeights(), batch)
+
+
+def test_a_microbatch_without_anything_to_learn_has_no_loss() -> None:
+    model = random_model(SHAPES["k2"]).train()
+    batch, _ = example(model.config)
+    none = torch.zeros(0, dtype=torch.int64)
+    step = Step(model, replace(batch, logit_rows=none), none, torch.bfloat16, native=True)
+    assert step.total == 0 and len(step.nats) == 0
+    assert all(not gradient.any() for gradient in step.gradients.values())

@@ -13,12 +13,12 @@
 
 namespace baltoro {
 
-constexpr int64_t kTrainRows = 48;       // rows of a piece of a product
-constexpr int64_t kLossRows = 24;        // the same of logits, which are long
-constexpr int64_t kOuterRows = 32;       // rows of a piece of a weight's gradient
-constexpr int64_t kNormRows = 256;       // rows whose weight gradients are added up together
-constexpr int64_t kLossBlock = 240;      // rows whose logits' gradients are kept at once
-constexpr float kHidden = -3.0e38f;      // a score that is not seen
+constexpr int64_t kTrainRows = 48;   // rows of a piece of a product
+constexpr int64_t kLossRows = 24;    // the same of logits, which are long
+constexpr int64_t kOuterRows = 32;   // rows of a piece of a weight's gradient
+constexpr int64_t kNormRows = 256;   // rows whose weight gradients are added up together
+constexpr int64_t kLossBlock = 240;  // rows whose logits' gradients are kept at once
+constexpr float kHidden = -3.0e38f;  // a score that is not seen
 
 struct RowsProduct {  // y(T, O) = x(T, I) w, or onto + x w
   const uint16_t* x;
@@ -47,10 +47,10 @@ struct NormGradient {
   float* wide;        // (T, width) the sum; or null
   uint16_t* dx;       // rows of bf16, dx_stride apart, where `wide` is null
   int64_t dx_stride;
-  float* partial;   // (ceil(T / kNormRows), width) of the weight's gradient
+  float* partial;  // (ceil(T / kNormRows), width) of the weight's gradient
 };
 
-struct TrainAttention {  // one document after the other, all heads
+struct TrainAttention {           // one document after the other, all heads
   const uint16_t *q, *kv, *k_pe;  // (T, H, N + R) turned; (T, H, N + V); (T, R) turned
   const int64_t* edges;           // (B + 1,)
   int64_t B, H, N, R, V;
@@ -68,14 +68,14 @@ struct TrainAttention {  // one document after the other, all heads
 struct TrainExperts {
   const int64_t *tokens, *pieces;
   int64_t P, num_pieces, D, F;
-  const uint16_t *gate, *up, *down;           // panels of stacks: (D, F), (D, F), (F, D)
-  const uint16_t *from_hidden, *from_output;  // panels of (2 F, D) and (D, F), for gradients
-  const uint16_t* x;                          // (T, D)
-  uint16_t *gates, *ups;                      // (P, F) before silu
-  float* y;                                   // (P, D) of each place, or of its gradient towards x
-  const uint16_t* dy;                         // (T, D)
-  const float* weights;                       // (P,)
-  float* dweights;                            // (P,)
+  const uint16_t *gate, *up, *down;                           // panels of stacks: (D, F), (D, F), (F, D)
+  const uint16_t *from_hidden, *from_output;                  // panels of (2 F, D) and (D, F), for gradients
+  const uint16_t* x;                                          // (T, D)
+  uint16_t *gates, *ups;                                      // (P, F) before silu
+  float* y;                                                   // (P, D) of each place, or of its gradient towards x
+  const uint16_t* dy;                                         // (T, D)
+  const float* weights;                                       // (P,)
+  float* dweights;                                            // (P,)
   uint16_t *x_pairs, *dy_pairs, *hidden_pairs, *inner_pairs;  // pairs of x, dy, [dgate dup] and weight * silu(gate) up
 };
 
@@ -105,7 +105,7 @@ struct LossRows {
   const uint16_t *w, *w_back;  // panels (D, V) and (V, D)
   float* losses;               // (rows,)
   float* dx;                   // (rows, D)
-  uint16_t *dlogits;           // pairs of the rows from `block` on
+  uint16_t* dlogits;           // pairs of the rows from `block` on
   int64_t block;
 };
 

@@ -11,7 +11,12 @@ struct HeadRows {
   int64_t begin, length, padded, h, key, value;  // first token, tokens, tokens up to a multiple of 16
 
   HeadRows(const TrainAttention& p, int64_t b, int64_t h)
-      : p(p), begin(p.edges[b]), length(p.edges[b + 1] - begin), padded(up_to(length, kWide)), h(h), key(p.N + p.R),
+      : p(p),
+        begin(p.edges[b]),
+        length(p.edges[b + 1] - begin),
+        padded(up_to(length, kWide)),
+        h(h),
+        key(p.N + p.R),
         value(p.V) {}
   const uint16_t* query(int64_t t) const { return p.q + ((begin + t) * p.H + h) * key; }
   const uint16_t* nope(int64_t t) const { return p.kv + ((begin + t) * p.H + h) * (p.N + p.V); }
@@ -50,9 +55,9 @@ template <class Row>
 static void tokens_as_rows(const HeadRows& rows, int64_t width, int64_t at, uint16_t* to, Row row) {
   for (int64_t t = 0; t < rows.padded; t += 2)
     for (int64_t i = 0; i < width; i += kWide)
-      _mm512_storeu_si512(to + (at + i) * rows.padded + t * kWide,
-                          side_by_side(t < rows.length ? row(t) + i : nullptr,
-                                       t + 1 < rows.length ? row(t + 1) + i : nullptr));
+      _mm512_storeu_si512(
+          to + (at + i) * rows.padded + t * kWide,
+          side_by_side(t < rows.length ? row(t) + i : nullptr, t + 1 < rows.length ? row(t + 1) + i : nullptr));
 }
 
 static void keys_as_columns(const HeadRows& rows, uint16_t* to) {

@@ -4,7 +4,8 @@ namespace training {
 
 static void experts(const TrainExperts& p, int64_t piece, uint8_t* room) {
   const int64_t *own = p.pieces + 3 * piece, e = own[0], first = own[1], count = own[2], D = p.D, F = p.F;
-  uint16_t *x = taken(room, kTrainRows * D), *inner = taken(room, kTrainRows * F), *spare = taken(room, kTile * (D + F));
+  uint16_t *x = taken(room, kTrainRows * D), *inner = taken(room, kTrainRows * F),
+           *spare = taken(room, kTile * (D + F));
   uint16_t *gates = p.gates + first * F, *ups = p.ups + first * F;
   for (int64_t r = 0; r < count; ++r) __builtin_memcpy(x + r * D, p.x + p.tokens[first + r] * D, D * 2);
   rows_block(x, D, count, D, p.gate + e * D * F, D * kWide, F, To{gates, F, true}, spare);

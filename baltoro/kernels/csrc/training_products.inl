@@ -236,8 +236,8 @@ static void norm(const NormRows& p, int64_t begin, int64_t end) {
     const float scale = 1.0f / __builtin_sqrtf(_mm512_reduce_add_ps(squares) / static_cast<float>(p.width) + p.eps);
     p.scales[t] = scale;
     for (int64_t i = 0; i < p.width; i += kWide) {
-      const __m512 y = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(scale)),
-                                     _mm512_loadu_ps(p.weight + i));
+      const __m512 y =
+          _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(scale)), _mm512_loadu_ps(p.weight + i));
       narrow(p.y + t * p.width + i, y);
       if (p.wide) _mm512_storeu_ps(p.wide + t * p.width + i, y);
     }
@@ -258,7 +258,8 @@ static void norm_gradient(const NormGradient& p, int64_t piece) {
     }
     const float s = p.scales[t], back = _mm512_reduce_add_ps(along) * s * s * s / static_cast<float>(p.width);
     for (int64_t i = 0; i < p.width; i += kWide) {
-      const __m512 straight = _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(dy + i), _mm512_loadu_ps(p.weight + i)), scale);
+      const __m512 straight =
+          _mm512_mul_ps(_mm512_mul_ps(_mm512_loadu_ps(dy + i), _mm512_loadu_ps(p.weight + i)), scale);
       __m512 dx = _mm512_fnmadd_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(back), straight);
       if (p.onto) dx = _mm512_add_ps(dx, _mm512_loadu_ps(p.onto + t * p.width + i));
       if (p.wide)
