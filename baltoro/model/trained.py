@@ -2,7 +2,7 @@
 
 What torch's modules do operator by operator in bfloat16 is here two nodes a layer, which keep the residual stream in
 float32, attend inside each packed document without padding, and add weights' gradients straight to `.grad`. Weights
-are rounded and packed once after they changed, not once a microbatch. `suits` is the one place that decides.
+are rounded and packed once a step, not once a microbatch. `suits` is the one place that decides.
 The modules are the twin: tests/model/test_trained.py compares both with float64.
 """
 
@@ -26,10 +26,10 @@ from baltoro.model.rope import rotary_table
 
 
 class PackedWeights:
-    """Each weight's panels, made anew when it has changed: torch counts a tensor's changes in place."""
+    """Each weight's panels, made when they are first asked for and kept until they are forgotten."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], tuple[list[int], Any]] = {}
+        self._kept: dict[tuple[int, ...], Any] = {}
         self.room = Room()
         self._parameters: list[tuple[bool, nn.Parameter]] = []
 
@@ -40,6 +40,9 @@ class PackedWeights:
             self._parameters = [(not name.endswith("e_score_correction_bias"), each) for name, each in named]
         return self._parameters
 
+    def forget(self) -> None:
+        self._kept.clear()
+
     def linear(self, weight: Tensor) -> tuple[Panels, Panels]:
         """Of y = x W^T, and of x's gradient."""
         return self._of((weight,), _both_panels)
@@ -49,11 +52,10 @@ class PackedWeights:
 
     def _of(self, weights: tuple[Tensor, ...], make: Callable[..., Any]) -> Any:
         key = tuple(weight.data_ptr() for weight in weights)
-        changes = [weight._version for weight in weights]  # pyright: ignore[reportPrivateUsage]
         kept = self._kept.get(key)
-        if kept is None or kept[0] != changes:
-            kept = self._kept[key] = (changes, make(*(weight.detach() for weight in weights)))
-        return kept[1]
+        if kept is None:
+            kept = self._kept[key] = make(*(weight.detach() for weight in weights))
+        return kept
 
 
 def _both_panels(weight: Tensor) -> tuple[Panels, Panels]:
