@@ -7,14 +7,13 @@ multiples of 16. Weights' gradients are added to float32 buffers. Results don't 
 
 from __future__ import annotations
 
-import contextlib
-import math
-from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from baltoro.kernels.room import Room
+from baltoro.kernels.routing import Choice
 from baltoro.kernels.targets import chosen_target, native
 
 WIDTH = 16  # every width is a multiple of it
@@ -23,49 +22,6 @@ WIDTH = 16  # every width is a multiple of it
 def runs() -> bool:
     """Whether the chosen target has kernels for training."""
     return chosen_target() != "torch" and native().can_train(chosen_target())
-
-
-class Room:
-    """Memory of one forward and its backward: taken piece by piece, given back all at once, kept for the next.
-
-    Fresh memory costs a page fault for every 4 KiB, a tenth of a step.
-    """
-
-    def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
-        self._taken = self._wanted = 0
-        self.generation = 0
-
-    def clear(self) -> None:
-        """What was taken until now may be overwritten from here on."""
-        if self._wanted > self._bytes.numel():
-            self._bytes = torch.empty(self._wanted + self._wanted // 8, dtype=torch.uint8)
-        self._taken = self._wanted = 0
-        self.generation += 1
-
-    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        numbers = math.prod(shape)
-        begin, size = self._taken, -(-numbers * dtype.itemsize // 64) * 64
-        self._taken += size
-        self._wanted = max(self._wanted, self._taken)
-        if self._taken > self._bytes.numel():
-            return torch.empty(shape, dtype=dtype)
-        return torch.empty(0, dtype=dtype).set_(
-            self._bytes.untyped_storage(), begin // dtype.itemsize, shape, _strides(shape)
-        )
-
-    @contextlib.contextmanager
-    def piece(self) -> Generator[None]:
-        """What is taken inside is given back at the end."""
-        taken = self._taken
-        try:
-            yield
-        finally:
-            self._taken = taken
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +275,30 @@ def experts(
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return Mixed(x, weights, groups, panels, gates, ups, y)
+
+
+def add_route_gradient(
+    x: Tensor, weight: Tensor, choice: Choice, chosen: Tensor, dweights: Tensor, *, dx: Tensor, dweight: Tensor
+) -> None:
+    """What `routing.route` gave, towards its input and its weight: added to dx (T, D) and dweight (E, D).
+
+    x: (T, D) and dweights: (T, K) float32; chosen: (T, K) int64
+    """
+    (T, K), (E, D) = chosen.shape, weight.shape
+    native().train_route_gradient(
+        chosen_target(), _is(x, torch.float32), _is(weight, torch.float32), _is(dweights, torch.float32),
+        _is(chosen, torch.int64), T, K, D, E, choice.normalized, choice.factor, _is(dx, torch.float32),
+        _is(dweight, torch.float32), torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def sum_heads(x: Tensor, to: Tensor) -> None:
+    """The sum over heads of x (T, H, R) float32, to the rows of `to` (T, R) bf16."""
+    T, H, R = x.shape
+    assert to.shape == (T, R) and to.stride(1) == 1 and to.dtype is torch.bfloat16
+    native().train_sum_heads(
+        chosen_target(), _is(x, torch.float32), to.data_ptr(), T, H, R, to.stride(0), torch.get_num_threads()
+    )
 
 
 def losses(

@@ -2,7 +2,7 @@
 
 What torch's modules do operator by operator in bfloat16 is here two nodes a layer, which keep the residual stream in
 float32, attend inside each packed document without padding, and add weights' gradients straight to `.grad`. Weights
-are rounded and packed once after they changed, not once a microbatch. `suits` is the one place that decides.
+are rounded and packed once a step, not once a microbatch. `suits` is the one place that decides.
 The modules are the twin: tests/model/test_trained.py compares both with float64.
 """
 
@@ -15,21 +15,33 @@ import torch
 from torch import Tensor, nn
 
 from baltoro.kernels import training
+from baltoro.kernels.room import Room
 from baltoro.kernels.routing import route
-from baltoro.kernels.training import Attended, ExpertPanels, Groups, Norm, Panels, Room
+from baltoro.kernels.training import Attended, ExpertPanels, Groups, Norm, Panels
 from baltoro.model.attention import Attention
 from baltoro.model.batch import Batch
 from baltoro.model.linear import Linear, RMSNorm
-from baltoro.model.moe import MLP, Experts, MoE, Router
+from baltoro.model.moe import MLP, Experts, MoE
 from baltoro.model.rope import rotary_table
 
 
 class PackedWeights:
-    """Each weight's panels, made anew when it has changed: torch counts a tensor's changes in place."""
+    """Each weight's panels, made when they are first asked for and kept until they are forgotten."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], tuple[list[int], Any]] = {}
+        self._kept: dict[tuple[int, ...], Any] = {}
         self.room = Room()
+        self._parameters: list[tuple[bool, nn.Parameter]] = []
+
+    def parameters(self, model: nn.Module) -> list[tuple[bool, nn.Parameter]]:
+        """Of this model, and whether each is trained; looked for once, since that takes milliseconds."""
+        if not self._parameters:
+            named = model.named_parameters()
+            self._parameters = [(not name.endswith("e_score_correction_bias"), each) for name, each in named]
+        return self._parameters
+
+    def forget(self) -> None:
+        self._kept.clear()
 
     def linear(self, weight: Tensor) -> tuple[Panels, Panels]:
         """Of y = x W^T, and of x's gradient."""
@@ -40,11 +52,10 @@ class PackedWeights:
 
     def _of(self, weights: tuple[Tensor, ...], make: Callable[..., Any]) -> Any:
         key = tuple(weight.data_ptr() for weight in weights)
-        changes = [weight._version for weight in weights]  # pyright: ignore[reportPrivateUsage]
         kept = self._kept.get(key)
-        if kept is None or kept[0] != changes:
-            kept = self._kept[key] = (changes, make(*(weight.detach() for weight in weights)))
-        return kept[1]
+        if kept is None:
+            kept = self._kept[key] = make(*(weight.detach() for weight in weights))
+        return kept
 
 
 def _both_panels(weight: Tensor) -> tuple[Panels, Panels]:
@@ -117,17 +128,18 @@ class _AttentionHalf(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _peaks: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         norm, attention, packed, documents, h, latent_q, latent, attended = ctx.kept
-        with documents.still_here().piece():
-            dx = _attention_gradient(
-                dy.contiguous(), norm, attention, packed, documents, h, latent_q, latent, attended
-            )  # fmt: skip
+        room, dy = documents.still_here(), dy.contiguous()
+        dx = room.empty(*dy.shape)
+        with room.piece():
+            _attention_gradient(dy, dx, norm, attention, packed, documents, h, latent_q, latent, attended)
         return dx, None, None, None, None
 
 
 def _attention_gradient(
-    dy: Tensor, norm: RMSNorm, attention: Attention, packed: PackedWeights, documents: Documents, h: Norm,
+    dy: Tensor, dx: Tensor, norm: RMSNorm, attention: Attention, packed: PackedWeights, documents: Documents, h: Norm,
     latent_q: Norm | None, latent: Norm, attended: Attended,
-) -> Tensor:  # fmt: skip
+) -> None:  # fmt: skip
+    """To dx. Weights' gradients are added to theirs."""
     config, room = attention.config, documents.room
     T, C, cos, sin = len(dy), config.kv_lora_rank, documents.cos, documents.sin
     rounded = training.rounded(dy, room)
@@ -135,7 +147,7 @@ def _attention_gradient(
     dq, dkv, dk_pe = attended.gradient(dcontext.view_as(attended.context), room)
     training.turn(dq, cos, sin, back=True)
     dboth = room.empty(T, C + config.qk_rope_head_dim, dtype=torch.bfloat16)
-    dboth[:, C:] = dk_pe.sum(1)
+    training.sum_heads(dk_pe, dboth[:, C:])
     training.turn(dboth.unsqueeze(1), cos, sin, back=True)
     dlatent = _through(packed, attention.kv_b_proj.weight, dkv.flatten(1), latent.y, room)
     latent.gradient(dlatent, _gradient(attention.kv_a_layernorm.weight), to=dboth[:, :C])
@@ -147,9 +159,7 @@ def _attention_gradient(
         dnarrow = room.empty(*latent_q.y.shape, dtype=torch.bfloat16)
         latent_q.gradient(dlatent_q, _gradient(attention.q_a_layernorm.weight), to=dnarrow)
         dh = _through(packed, attention.q_a_proj.weight, dnarrow, h.y, room, onto=dh)
-    dx = torch.empty_like(dy)
     h.gradient(dh, _gradient(norm.weight), to=dx, onto=dy)
-    return dx
 
 
 def _through(
@@ -196,7 +206,8 @@ class _MixtureHalf(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _chosen: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         documents, norm, mlp, dense, h, routed, shared, chosen = ctx.kept
-        room, dx = documents.still_here(), torch.empty_like(dy)
+        room = documents.still_here()
+        dx = room.empty(*dy.shape)
         with room.piece():
             dy = dy.contiguous()
             rounded, dh = training.rounded(dy, room), None
@@ -204,7 +215,10 @@ class _MixtureHalf(torch.autograd.Function):
                 dh, _ = shared.gradient(rounded, _gradients(dense), room)
             if routed is not None:
                 dh, dweights = routed.gradient(rounded, _gradients(mlp.experts), room, onto=dh)
-                _route_gradient(mlp.gate, h.wide, chosen, dweights, dh)
+                gate = mlp.gate
+                training.add_route_gradient(
+                    h.wide, gate.weight.detach(), gate.choice, chosen, dweights, dx=dh, dweight=_gradient(gate.weight)
+                )
             h.gradient(dh, _gradient(norm.weight), to=dx, onto=dy)
         return dx, None, None, None, None
 
@@ -212,20 +226,6 @@ class _MixtureHalf(torch.autograd.Function):
 def _gradients(module: MLP | Experts) -> tuple[Tensor, Tensor, Tensor]:
     gate, up, down = _three(module)
     return _gradient(gate), _gradient(up), _gradient(down)
-
-
-def _route_gradient(gate: Router, x: Tensor, chosen: Tensor, dweights: Tensor, dx: Tensor) -> None:
-    """Of the weights (T, K) that a router gave: added to dx (T, D) and to the router's own."""
-    weight, choice = gate.weight.detach(), gate.choice
-    scores = (x @ weight.T).sigmoid()  # (T, E)
-    own = scores.gather(1, chosen)  # (T, K)
-    slopes = dweights * choice.factor
-    if choice.normalized:
-        total = own.sum(1, keepdim=True) + 1e-20
-        slopes = (slopes - (slopes * own).sum(1, keepdim=True) / total) / total
-    dlogits = torch.zeros_like(scores).scatter_(1, chosen, slopes * own * (1 - own))  # (T, E)
-    dx.addmm_(dlogits, weight)
-    _gradient(gate.weight).addmm_(dlogits.T, x)
 
 
 class _Head(torch.autograd.Function):
@@ -237,7 +237,7 @@ class _Head(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         room = documents.room
         h = training.norm(x.detach(), norm.weight.detach(), norm.eps, room)
-        dhead = torch.zeros_like(head.weight)
+        dhead = room.empty(*head.weight.shape).zero_()
         nats, dh = training.losses(h.y, targets, *packed.linear(head.weight), dhead, room)
         ctx.kept = (documents, norm, head, h, dh, dhead)
         ctx.mark_non_differentiable(nats)
@@ -246,18 +246,17 @@ class _Head(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dtotal: Tensor, _nats: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         documents, norm, head, h, dh, dhead = ctx.kept
-        documents.still_here()
-        by = float(dtotal)
+        room, by = documents.still_here(), float(dtotal)
         _gradient(head.weight).add_(dhead, alpha=by)
-        dx = torch.empty_like(dh)
+        dx = room.empty(*dh.shape)
         h.gradient(dh if by == 1 else dh * by, _gradient(norm.weight), to=dx)
         return dx, None, None, None, None, None
 
 
-def suits(model: nn.Module, batch: Batch) -> bool:
+def suits(model: Any, packed: PackedWeights, batch: Batch) -> bool:
     """Whether this model's training step runs natively: bfloat16 on a CPU whose target has the kernels."""
-    config = cast(Any, model).config
-    if cast(Any, model).dtype is not torch.bfloat16 or not torch.is_grad_enabled() or not training.runs():
+    config = model.config
+    if model.dtype is not torch.bfloat16 or not torch.is_grad_enabled() or not training.runs():
         return False
     widths = (
         config.hidden_size, config.vocab_size, config.intermediate_size, config.moe_intermediate_size,
@@ -266,11 +265,13 @@ def suits(model: nn.Module, batch: Batch) -> bool:
     )  # fmt: skip
     if any(width % training.WIDTH for width in widths) or batch.pages:
         return False
-    for name, parameter in model.named_parameters():
-        trained = parameter.requires_grad != name.endswith("e_score_correction_bias")
-        if not trained or parameter.dtype is not torch.float32 or not parameter.is_cpu or not parameter.is_contiguous():
-            return False
-    return True
+    return all(
+        parameter.requires_grad == wanted
+        and parameter.dtype is torch.float32
+        and parameter.is_cpu
+        and parameter.is_contiguous()
+        for wanted, parameter in packed.parameters(model)
+    )
 
 
 def total_loss(

@@ -119,12 +119,17 @@ class Transformer(nn.Module):
             x = x[batch.logit_rows]
         return self.lm_head(self.model.norm(x)).float()
 
-    def loss(self, batch: Batch, targets: Tensor, observed: Observed | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, batch: Batch, targets: Tensor, observed: Observed | None = None, *, same_weights: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """The sum of the cross-entropies behind batch.logit_rows, which has a gradient, and each of them, (rows,).
 
         batch: whole documents, without a cache; targets: (rows,) int64, what comes behind each row
+        same_weights: as in the last call, after which nothing has changed them; saves rounding them again
         """
-        if trained.suits(self, batch):
+        if trained.suits(self, self._trained, batch):
+            if not same_weights:
+                self._trained.forget()
             return trained.total_loss(self, self._trained, batch, targets, observed)
         nats = cross_entropy(self(batch, None, observed), targets, reduction="none")
         return nats.sum(), nats.detach()

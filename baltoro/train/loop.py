@@ -76,7 +76,7 @@ def train_step(
     for lane in range(world.rank, lanes, world.size):
         microbatch = data.microbatch(progress.phase_step, lane)
         observed = Observed()
-        total, losses = model.loss(microbatch.batch, microbatch.targets, observed)
+        total, losses = model.loss(microbatch.batch, microbatch.targets, observed, same_weights=lane > world.rank)
         total.backward()  # pyright: ignore[reportUnknownMemberType]
         sums.index_add_(0, microbatch.kinds, losses)  # (rows,)
         counts.index_add_(0, microbatch.kinds, torch.ones_like(losses))

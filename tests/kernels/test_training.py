@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, silu
 
 from baltoro.kernels import training
+from baltoro.kernels.room import Room
+from baltoro.kernels.routing import Choice
 
 pytestmark = pytest.mark.skipif(not training.runs(), reason="this CPU's target has no kernels for training")
 
@@ -47,7 +49,7 @@ def error(found: Tensor, truth: Tensor) -> float:
 @given(rows=st.integers(1, 130), inputs=WIDTHS, outputs=WIDTHS)
 def test_a_product_and_its_gradients_are_those_of_rounded_numbers(rows: int, inputs: int, outputs: int) -> None:
     x, w, dy = halves(rows, inputs), halves(outputs, inputs, seed=1), halves(rows, outputs, seed=2)
-    room, onto = training.Room(), randn(rows, outputs, seed=3)
+    room, onto = Room(), randn(rows, outputs, seed=3)
     y = x.double() @ w.double().T
     found = training.product(x, training.forward_panels(w.float()), room, wide=True)
     assert error(found, y) < 2e-6  # float32 sums of at most 144 products, which are exact
@@ -63,9 +65,9 @@ def test_a_product_and_its_gradients_are_those_of_rounded_numbers(rows: int, inp
 
 def test_rows_have_the_same_bits_in_any_company() -> None:
     x, w = halves(101, 48), training.forward_panels(randn(80, 48, seed=1))
-    whole = training.product(x, w, training.Room(), wide=True)
+    whole = training.product(x, w, Room(), wide=True)
     for first, last in ((0, 1), (7, 8), (40, 101)):
-        part = training.product(x[first:last].contiguous(), w, training.Room(), wide=True)
+        part = training.product(x[first:last].contiguous(), w, Room(), wide=True)
         assert torch.equal(part, whole[first:last])
 
 
@@ -78,7 +80,7 @@ def test_a_norm_and_its_gradient(rows: int, width: int, apart: int) -> None:
     y = wide * (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * gain
     y.backward(dy.double())
     assert wide.grad is not None and gain.grad is not None
-    normed = training.norm(x, weight, 1e-6, training.Room(), wide=True)
+    normed = training.norm(x, weight, 1e-6, Room(), wide=True)
     assert normed.wide is not None and error(normed.wide, y.detach()) < 1e-6
     assert torch.equal(normed.y, normed.wide.bfloat16())
     dweight, dx = torch.ones(width), torch.empty(rows, width)
@@ -130,7 +132,7 @@ def test_attention_inside_ragged_documents(lengths: list[int], heads: int, sizes
     context, peaks = attention(given[0], given[1], given[2], edges, scale)
     context.backward(dcontext.double())
     truths = [t.grad for t in given]
-    room = training.Room()
+    room = Room()
     done = training.attend(q, kv, k_pe, torch.tensor(edges), room, scale=scale)
     assert error(done.context, context.detach()) < 2 * BF16 and error(done.peaks, peaks) < 1e-6
     dq, dkv, dk_pe = done.gradient(dcontext, room)
@@ -143,7 +145,7 @@ def test_attention_inside_ragged_documents(lengths: list[int], heads: int, sizes
 def test_a_document_attends_to_the_same_bits_in_any_company() -> None:
     q, kv, k_pe = halves(190, 2, 48), halves(190, 2, 48, seed=1), halves(190, 16, seed=2)
     dcontext = halves(190, 2, 16, seed=3)
-    all_edges, room = torch.tensor([0, 60, 61, 190]), training.Room()
+    all_edges, room = torch.tensor([0, 60, 61, 190]), Room()
     together = training.attend(q, kv, k_pe, all_edges, room, scale=0.2)
     every = (together.context, together.log_sums, *together.gradient(dcontext, room))
     own = slice(61, 190)
@@ -176,7 +178,7 @@ def test_a_mixture_and_its_gradients(tokens: int, chosen: int, hidden: int, inne
     y = (torch.einsum("tkf,tkdf->tkd", h, down[experts]) * own[..., None]).sum(1)
     y.backward(dy.double())
 
-    room, panels = training.Room(), training.expert_panels(*stacks)
+    room, panels = Room(), training.expert_panels(*stacks)
     mixed = training.experts(x, weights, training.grouped(experts, E), panels, room, onto=onto)
     assert error(mixed.y - onto, y.detach()) < 3 * BF16
     gradients = (torch.ones_like(stacks[0]), torch.ones_like(stacks[1]), torch.ones_like(stacks[2]))
@@ -206,7 +208,7 @@ def test_losses_and_gradients_of_a_few_rows_at_a_time(rows: int, hidden: int, vo
     assert wide.grad is not None and weight.grad is not None
     dhead = torch.zeros_like(head)
     panels = training.forward_panels(head), training.gradient_panels(head)
-    found, dx = training.losses(x, targets, *panels, dhead, training.Room())
+    found, dx = training.losses(x, targets, *panels, dhead, Room())
     assert error(found, nats.detach()) < 1e-5
     assert error(dx, wide.grad) < 2 * BF16 and error(dhead, weight.grad) < 2 * BF16
 
@@ -215,30 +217,35 @@ def test_a_target_beyond_the_vocabulary_is_refused() -> None:
     head = randn(32, 16)
     panels = training.forward_panels(head), training.gradient_panels(head)
     with pytest.raises(ValueError, match=r"targets are 3 \.\. 32, expected 0 \.\. 31"):
-        training.losses(halves(2, 16), torch.tensor([3, 32]), *panels, torch.zeros_like(head), training.Room())
+        training.losses(halves(2, 16), torch.tensor([3, 32]), *panels, torch.zeros_like(head), Room())
 
 
 def test_numbers_that_are_none_reach_the_loss() -> None:
     x, head = halves(3, 16), randn(32, 16)
     x[1, 3] = torch.nan
     panels = training.forward_panels(head), training.gradient_panels(head)
-    found, _ = training.losses(x, torch.tensor([1, 2, 3]), *panels, torch.zeros_like(head), training.Room())
+    found, _ = training.losses(x, torch.tensor([1, 2, 3]), *panels, torch.zeros_like(head), Room())
     assert found.isnan().tolist() == [False, True, False]
 
 
-def test_a_room_hands_out_memory_again_only_when_it_is_cleared() -> None:
-    room = training.Room()
-    room.empty(100)
-    room.clear()
-    first = room.empty(10, 3)
-    with room.piece():
-        inner = room.empty(5, dtype=torch.bfloat16)
-    last = room.empty(20)
-    assert first.is_contiguous() and first.data_ptr() + 128 == inner.data_ptr() == last.data_ptr()
-    beyond = room.empty(1000)
-    assert beyond.shape == (1000,)
-    room.clear()
-    assert (
-        room.generation == 2
-        and room.empty(4000 // 4).untyped_storage().data_ptr() != first.untyped_storage().data_ptr()
-    )
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_routers_gradient(normalized: bool) -> None:
+    choice = Choice(chosen=3, groups=1, kept_groups=1, normalized=normalized, factor=2.5)
+    x, weight, dweights = randn(300, 48), randn(7, 48, seed=1) / 4, randn(300, 3, seed=2)
+    wide, own = x.double().requires_grad_(), weight.double().requires_grad_()
+    scores = (wide @ own.T).sigmoid()
+    experts = scores.detach().topk(3).indices
+    weights = scores.gather(1, experts)
+    if normalized:
+        weights = weights / weights.sum(1, keepdim=True)
+    (weights * 2.5).backward(dweights.double())
+    assert wide.grad is not None and own.grad is not None
+    dx, dweight = torch.ones(300, 48), torch.ones(7, 48)
+    training.add_route_gradient(x, weight, choice, experts, dweights, dx=dx, dweight=dweight)
+    assert error(dx, 1 + wide.grad) < 1e-6 and error(dweight, 1 + own.grad) < 1e-5
+
+
+def test_a_sum_over_heads() -> None:
+    x, to = randn(131, 3, 32), torch.zeros(131, 48, dtype=torch.bfloat16)
+    training.sum_heads(x, to[:, 16:])
+    assert error(to[:, 16:], x.double().sum(1)) < BF16 and not to[:, :16].any()

@@ -1,11 +1,10 @@
 // Training's functions piece by piece to threads. Pieces never add to the same numbers, so threads change no bits.
-#include "training_calls.h"
-
 #include <algorithm>
 #include <string>
 #include <vector>
 
 #include "threads.h"
+#include "training_calls.h"
 
 namespace baltoro {
 
@@ -77,9 +76,8 @@ void train_round(const Training& t, const float* from, uint16_t* to, int64_t cou
 }
 
 void train_product(const Training& t, const RowsProduct& p, int threads) {
-  by_rows(threads, p.T, kTrainRows, [&](int64_t begin, int64_t) {
-    t.product(p, begin, reinterpret_cast<uint16_t*>(room_of(p.inputs * 16)));
-  });
+  by_rows(threads, p.T, kTrainRows,
+          [&](int64_t begin, int64_t) { t.product(p, begin, reinterpret_cast<uint16_t*>(room_of(p.inputs * 16))); });
 }
 
 void train_outer(const Training& t, const uint16_t* a, const uint16_t* b, float* c, int64_t T, int64_t O, int64_t I,
@@ -106,14 +104,19 @@ void train_norm_gradient(const Training& t, NormGradient p, float* dweight, int 
   room.resize(std::max<size_t>(room.size(), pieces * p.width));
   p.partial = room.data();
   by_rows(threads, pieces, 1, [&](int64_t piece, int64_t) { t.norm_gradient(p, piece); });
-  for (int64_t i = 0; i < pieces * p.width; ++i) dweight[i % p.width] += p.partial[i];
+  for (int64_t piece = 0; piece < pieces; ++piece)
+    for (int64_t i = 0; i < p.width; ++i) dweight[i] += p.partial[piece * p.width + i];
 }
 
 void train_turn(const Training& t, uint16_t* x, const float* cos, const float* sin, int64_t T, int64_t H, int64_t R,
                 int64_t stride, int64_t head_stride, float sign, int threads) {
-  by_rows(threads, T, kPieceRows, [&](int64_t begin, int64_t end) {
-    t.turn(x, cos, sin, H, R, stride, head_stride, sign, begin, end);
-  });
+  by_rows(threads, T, kPieceRows,
+          [&](int64_t begin, int64_t end) { t.turn(x, cos, sin, H, R, stride, head_stride, sign, begin, end); });
+}
+
+void train_sum_heads(const Training& t, const float* x, uint16_t* to, int64_t T, int64_t H, int64_t R, int64_t stride,
+                     int threads) {
+  by_rows(threads, T, kPieceRows, [&](int64_t begin, int64_t end) { t.sum_heads(x, H, R, to, stride, begin, end); });
 }
 
 void train_attend(const Training& t, const TrainAttention& p, bool gradient, int threads) {
@@ -193,6 +196,16 @@ void train_experts_gradient(const Training& t, TrainExperts p, const MixedRows& 
     t.outer(one);
   };
   parallel_for(threads, E * (2 * narrow + broad), weigh);
+}
+
+void train_route_gradient(const Training& t, RouteGradient p, float* dw, int threads) {
+  thread_local std::vector<float> room;
+  const int64_t pieces = (p.T + kNormRows - 1) / kNormRows, size = p.E * p.D;
+  room.resize(std::max<size_t>(room.size(), pieces * size));
+  p.partial = room.data();
+  by_rows(threads, pieces, 1, [&](int64_t piece, int64_t) { t.route_gradient(p, piece); });
+  for (int64_t piece = 0; piece < pieces; ++piece)
+    for (int64_t i = 0; i < size; ++i) dw[i] += p.partial[piece * size + i];
 }
 
 void train_loss(const Training& t, LossRows p, float* dhead, int threads) {

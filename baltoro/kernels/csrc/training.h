@@ -13,12 +13,12 @@
 
 namespace baltoro {
 
-constexpr int64_t kTrainRows = 48;       // rows of a piece of a product
-constexpr int64_t kLossRows = 24;        // the same of logits, which are long
-constexpr int64_t kOuterRows = 32;       // rows of a piece of a weight's gradient
-constexpr int64_t kNormRows = 256;       // rows whose weight gradients are added up together
-constexpr int64_t kLossBlock = 240;      // rows whose logits' gradients are kept at once
-constexpr float kHidden = -3.0e38f;      // a score that is not seen
+constexpr int64_t kTrainRows = 48;   // rows of a piece of a product
+constexpr int64_t kLossRows = 24;    // the same of logits, which are long
+constexpr int64_t kOuterRows = 32;   // rows of a piece of a weight's gradient
+constexpr int64_t kNormRows = 256;   // rows whose weight gradients are added up together
+constexpr int64_t kLossBlock = 240;  // rows whose logits' gradients are kept at once
+constexpr float kHidden = -3.0e38f;  // a score that is not seen
 
 struct RowsProduct {  // y(T, O) = x(T, I) w, or onto + x w
   const uint16_t* x;
@@ -47,10 +47,10 @@ struct NormGradient {
   float* wide;        // (T, width) the sum; or null
   uint16_t* dx;       // rows of bf16, dx_stride apart, where `wide` is null
   int64_t dx_stride;
-  float* partial;   // (ceil(T / kNormRows), width) of the weight's gradient
+  float* partial;  // (ceil(T / kNormRows), width) of the weight's gradient
 };
 
-struct TrainAttention {  // one document after the other, all heads
+struct TrainAttention {           // one document after the other, all heads
   const uint16_t *q, *kv, *k_pe;  // (T, H, N + R) turned; (T, H, N + V); (T, R) turned
   const int64_t* edges;           // (B + 1,)
   int64_t B, H, N, R, V;
@@ -68,15 +68,26 @@ struct TrainAttention {  // one document after the other, all heads
 struct TrainExperts {
   const int64_t *tokens, *pieces;
   int64_t P, num_pieces, D, F;
-  const uint16_t *gate, *up, *down;           // panels of stacks: (D, F), (D, F), (F, D)
-  const uint16_t *from_hidden, *from_output;  // panels of (2 F, D) and (D, F), for gradients
-  const uint16_t* x;                          // (T, D)
-  uint16_t *gates, *ups;                      // (P, F) before silu
-  float* y;                                   // (P, D) of each place, or of its gradient towards x
-  const uint16_t* dy;                         // (T, D)
-  const float* weights;                       // (P,)
-  float* dweights;                            // (P,)
+  const uint16_t *gate, *up, *down;                           // panels of stacks: (D, F), (D, F), (F, D)
+  const uint16_t *from_hidden, *from_output;                  // panels of (2 F, D) and (D, F), for gradients
+  const uint16_t* x;                                          // (T, D)
+  uint16_t *gates, *ups;                                      // (P, F) before silu
+  float* y;                                                   // (P, D) of each place, or of its gradient towards x
+  const uint16_t* dy;                                         // (T, D)
+  const float* weights;                                       // (P,)
+  float* dweights;                                            // (P,)
   uint16_t *x_pairs, *dy_pairs, *hidden_pairs, *inner_pairs;  // pairs of x, dy, [dgate dup] and weight * silu(gate) up
+};
+
+// Of what routing.cpp chose: x(T, D), weights and gradients float32. Rows of a piece add up their own part of dw.
+struct RouteGradient {
+  const float *x, *w, *dweights;  // (T, D), (E, D), (T, K)
+  const int64_t* chosen;          // (T, K)
+  int64_t T, K, D, E;
+  bool normalized;
+  float factor;
+  float* dx;       // (T, D), added to
+  float* partial;  // (ceil(T / kNormRows), E, D)
 };
 
 struct Outer {  // c(O, I) += a^T b for rows of pairs [begin, end)
@@ -94,7 +105,7 @@ struct LossRows {
   const uint16_t *w, *w_back;  // panels (D, V) and (V, D)
   float* losses;               // (rows,)
   float* dx;                   // (rows, D)
-  uint16_t *dlogits;           // pairs of the rows from `block` on
+  uint16_t* dlogits;           // pairs of the rows from `block` on
   int64_t block;
 };
 
@@ -116,6 +127,9 @@ struct Training {
   void (*experts)(const TrainExperts& p, int64_t piece, uint8_t* room);
   void (*experts_gradient)(const TrainExperts& p, int64_t piece, uint8_t* room);
   void (*loss)(const LossRows& p, int64_t first, int64_t end, uint8_t* room);
+  void (*route_gradient)(const RouteGradient& p, int64_t piece);
+  // to(T, R) bf16, rows `stride` apart = the sum over heads of x(T, H, R)
+  void (*sum_heads)(const float* x, int64_t H, int64_t R, uint16_t* to, int64_t stride, int64_t begin, int64_t end);
   // to(T, D) = onto(T, D) + weights(T, K) times the rows places(T, K) of y; no onto: zeros, no weights: ones
   void (*gather)(const float* onto, const float* y, const int64_t* places, const float* weights, int64_t K, int64_t D,
                  float* to, int64_t begin, int64_t end);

@@ -30,6 +30,10 @@ void train_norm_gradient(const Training& t, NormGradient p, float* dweight, int 
 void train_turn(const Training& t, uint16_t* x, const float* cos, const float* sin, int64_t T, int64_t H, int64_t R,
                 int64_t stride, int64_t head_stride, float sign, int threads);
 
+// to(T, R) bf16, rows `stride` apart = the sum over heads of x(T, H, R)
+void train_sum_heads(const Training& t, const float* x, uint16_t* to, int64_t T, int64_t H, int64_t R, int64_t stride,
+                     int threads);
+
 void train_attend(const Training& t, const TrainAttention& p, bool gradient, int threads);
 
 // chosen(T, K) grouped: places(T, K), tokens(places,), pieces(., 3) and bounds(E, 2), see TrainExperts. There is room
@@ -53,6 +57,8 @@ void train_experts(const Training& t, const TrainExperts& p, const MixedRows& ro
 // rows.to: x's gradient. dweights(T, K), or null.
 void train_experts_gradient(const Training& t, TrainExperts p, const MixedRows& rows, const int64_t* bounds, int64_t E,
                             float* dweights, float* dgate, float* dup, float* ddown, int threads);
+
+void train_route_gradient(const Training& t, RouteGradient p, float* dw, int threads);
 
 void train_loss(const Training& t, LossRows p, float* dhead, int threads);
 

@@ -4,7 +4,8 @@ namespace training {
 
 static void experts(const TrainExperts& p, int64_t piece, uint8_t* room) {
   const int64_t *own = p.pieces + 3 * piece, e = own[0], first = own[1], count = own[2], D = p.D, F = p.F;
-  uint16_t *x = taken(room, kTrainRows * D), *inner = taken(room, kTrainRows * F), *spare = taken(room, kTile * (D + F));
+  uint16_t *x = taken(room, kTrainRows * D), *inner = taken(room, kTrainRows * F),
+           *spare = taken(room, kTile * (D + F));
   uint16_t *gates = p.gates + first * F, *ups = p.ups + first * F;
   for (int64_t r = 0; r < count; ++r) __builtin_memcpy(x + r * D, p.x + p.tokens[first + r] * D, D * 2);
   rows_block(x, D, count, D, p.gate + e * D * F, D * kWide, F, To{gates, F, true}, spare);
@@ -51,6 +52,38 @@ static void experts_gradient(const TrainExperts& p, int64_t piece, uint8_t* room
   to_pairs(inner, F, count, F, p.inner_pairs + first * F);
 }
 
+// w_k = factor s_k / sum s, or factor s_k, with s_k = sigmoid(x w_k)
+static void route_gradient(const RouteGradient& p, int64_t piece) {
+  float* partial = p.partial + piece * p.E * p.D;
+  __builtin_memset(partial, 0, p.E * p.D * 4);
+  for (int64_t t = piece * kNormRows; t < least_of((piece + 1) * kNormRows, p.T); ++t) {
+    const int64_t* chosen = p.chosen + t * p.K;
+    const float *x = p.x + t * p.D, *dweights = p.dweights + t * p.K;
+    float* dx = p.dx + t * p.D;
+    float total = 1e-20f, along = 0.0f;
+    auto score = [&](int64_t k) {
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t i = 0; i < p.D; i += kWide)
+        sum = _mm512_fmadd_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(p.w + chosen[k] * p.D + i), sum);
+      return 1.0f / (1.0f + __builtin_expf(-_mm512_reduce_add_ps(sum)));
+    };
+    for (int64_t k = 0; p.normalized && k < p.K; ++k) {
+      const float s = score(k);
+      total += s, along += s * dweights[k];
+    }
+    for (int64_t k = 0; k < p.K; ++k) {
+      const float s = score(k), slope = p.normalized ? (dweights[k] - along / total) / total : dweights[k];
+      const __m512 dlogit = _mm512_set1_ps(p.factor * slope * s * (1.0f - s));
+      const float* w = p.w + chosen[k] * p.D;
+      float* dw = partial + chosen[k] * p.D;
+      for (int64_t i = 0; i < p.D; i += kWide) {
+        _mm512_storeu_ps(dx + i, _mm512_fmadd_ps(dlogit, _mm512_loadu_ps(w + i), _mm512_loadu_ps(dx + i)));
+        _mm512_storeu_ps(dw + i, _mm512_fmadd_ps(dlogit, _mm512_loadu_ps(x + i), _mm512_loadu_ps(dw + i)));
+      }
+    }
+  }
+}
+
 // Rows [first, end), at most kLossRows: their losses, gradients towards x, and the logits' as pairs.
 static void loss(const LossRows& p, int64_t first, int64_t end, uint8_t* room) {
   constexpr int64_t kSome = 512;  // of the vocabulary, whose part of the head stays in the cache
@@ -66,7 +99,8 @@ static void loss(const LossRows& p, int64_t first, int64_t end, uint8_t* room) {
     for (int64_t v = kWide; v < V; v += kWide) peaks = _mm512_max_ps(peaks, _mm512_loadu_ps(row + v));
     const float peak = _mm512_reduce_max_ps(peaks);
     for (int64_t v = 0; v < V; v += kWide) {
-      const __m512 e = exponential(_mm512_sub_ps(_mm512_loadu_ps(row + v), _mm512_set1_ps(peak)));
+      const __m512 below = _mm512_sub_ps(_mm512_loadu_ps(row + v), _mm512_set1_ps(peak));
+      const __m512 e = power_of_two(_mm512_mul_ps(below, _mm512_set1_ps(kLog2OfE)));
       sums = _mm512_add_ps(sums, e);
       _mm512_storeu_ps(row + v, e);
     }

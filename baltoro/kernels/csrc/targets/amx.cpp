@@ -24,10 +24,22 @@ extern const Target kernels = {"amx",      kTileRows, prepare,   product,  gated
                                round_rows, arrange,   attend,    pack,     read_all,  multiply_tiles,
                                dots,       mix_rows,  normalize, sigmoids, gate_rows, softmax};
 
-extern const Training kTraining = {training::pack,          training::pack_back,        training::round,
-                                   training::pairs,         training::product,          training::outer,
-                                   training::norm,          training::norm_gradient,    training::turn,
-                                   training::attend,        training::attend_gradient,  training::experts,
-                                   training::experts_gradient, training::loss,          training::gather};
+extern const Training kTraining = {training::pack,
+                                   training::pack_back,
+                                   training::round,
+                                   training::pairs,
+                                   training::product,
+                                   training::outer,
+                                   training::norm,
+                                   training::norm_gradient,
+                                   training::turn,
+                                   training::attend,
+                                   training::attend_gradient,
+                                   training::experts,
+                                   training::experts_gradient,
+                                   training::loss,
+                                   training::route_gradient,
+                                   training::sum_heads,
+                                   training::gather};
 
 }  // namespace baltoro::amx
