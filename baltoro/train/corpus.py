@@ -25,7 +25,7 @@ def directory(source: DataSource, recipe: Recipe) -> Path:
 
 
 def prepare(recipe: Recipe) -> None:
-    """Write what is missing, with a progress bar; a million dialogues take half an hour on two cores."""
+    """Write what is missing, with a progress bar; a million dialogues take a quarter of an hour on two cores."""
     for source in {source for phase in recipe.phases for source in phase.data if source.kind != "copy"}:
         if source.file and not Path(source.file).is_file():
             raise RecipeError(f"{source.file} is not there", hint="paths are read from the working directory")
