@@ -1,7 +1,9 @@
-"""python -m baltoro.eval.run [MODEL] [--examples 200] [--free] [--format int4] [--json FILE]
+"""python -m baltoro.eval.run [MODEL] [--task nano] [--data DIR] [--examples 200] [--free] [--format int4] [--json FILE]
 
 Held-out scores of a model by kind: tools, words and values that training never showed. Greedy; with the
-grammar as the server uses it, or `--free`, where nothing helps the model.
+grammar as the server uses it, or `--free`, where nothing helps the model. `--task bfcl --data DIR` asks the
+questions of the Berkeley Function Calling Leaderboard, whose files lie in DIR; a prompt that the model has no
+room for counts as wrong, and so does one of whose functions no grammar can be made.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ from baltoro.chat.tokenizer import Tokenizer
 from baltoro.engine.config import EngineConfig
 from baltoro.engine.engine import Engine
 from baltoro.engine.request import Constraint, Request, SamplingParams, Step
+from baltoro.errors import BaltoroError
 from baltoro.eval.score import Example, Score, summary
-from baltoro.eval.tasks import nano
+from baltoro.eval.tasks import bfcl, nano
 from baltoro.kernels.formats import FORMATS
 
 ANSWER_TOKENS = 200  # the longest held-out answer has fewer
@@ -63,6 +66,8 @@ def _sink(answer: list[int], left: threading.Semaphore) -> Callable[[Step], None
 def scores(engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], *, constrained: bool) -> list[Score]:
     """One verdict an example. `constrained`: calls follow the grammar, as they do in the server."""
     grammar = Grammar(tokenizer)
+    refused = {e.id: why for e in examples if (why := _refused(engine, tokenizer, grammar if constrained else None, e))}
+    asked = [e for e in examples if e.id not in refused]
 
     def answers(prompts: list[list[int]], asked: Sequence[Example]) -> list[list[int]]:
         constraints = [
@@ -70,18 +75,40 @@ def scores(engine: Engine, tokenizer: Tokenizer, examples: Sequence[Example], *,
         ]
         return generate(engine, prompts, tokenizer.stop_ids, constraints)
 
-    return nano.evaluate(answers, tokenizer, examples)
+    found = iter(nano.evaluate(answers, tokenizer, asked))
+    return [
+        Score(example=e.id, kind=e.kind, right=False, reason=refused[e.id]) if e.id in refused else next(found)
+        for e in examples
+    ]
+
+
+def _refused(engine: Engine, tokenizer: Tokenizer, grammar: Grammar | None, example: Example) -> str:
+    """Why a server would refuse the question; nothing if it would not."""
+    tokens = len(nano.prompt(example, tokenizer))
+    if tokens >= engine.max_context:
+        return f"a prompt of {tokens} tokens, the model reads {engine.max_context - 1}"
+    try:
+        if grammar:
+            grammar.compile(example.request.tools, ToolChoice(), next_index=nano.num_calls(example))
+    except BaltoroError as error:
+        return str(error)
+    return ""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m baltoro.eval.run", description="Held-out scores by kind.")
     parser.add_argument("model", nargs="?", default="nano")
+    parser.add_argument("--task", choices=("nano", "bfcl"), default="nano")
+    parser.add_argument("--data", type=Path, help="folder of the task's questions, for bfcl")
     parser.add_argument("--examples", type=int, default=200, help="of each kind")
     parser.add_argument("--free", action="store_true", help="without the grammar")
     parser.add_argument("--format", choices=FORMATS, help="keep the projections so")
     parser.add_argument("--wrong", type=int, default=0, help="show so many wrong answers a kind")
     parser.add_argument("--json", type=Path, help="write the scores there too")
     args = parser.parse_args()
+    if (args.task == "bfcl") != (args.data is not None):
+        parser.error("--task bfcl needs --data DIR, and no other task has it")
+    asked = bfcl.examples(args.data, args.examples) if args.data else nano.examples(args.examples)
     from baltoro.config import resolve
     from baltoro.model.load import load
 
@@ -92,7 +119,7 @@ def main() -> None:
     with Engine(
         load(directory, format=args.format), EngineConfig(cache_bytes=CACHE_BYTES, cache_dtype=torch.float32)
     ) as engine:
-        found = scores(engine, tokenizer, nano.examples(args.examples), constrained=not args.free)
+        found = scores(engine, tokenizer, asked, constrained=not args.free)
     print(nano.table(found))
     shown: dict[str, int] = {}
     for score in found:

@@ -31,11 +31,11 @@ T = TypeVar("T")
 class DataSource:
     """Part of a phase's documents."""
 
-    kind: Literal["copy", "dialogues", "text"]  # see copying.py, synthesis/; text: JSON lines with `text`, gzipped
+    kind: Literal["copy", "dialogues", "toolsets", "text"]  # see copying.py, synthesis/; text: JSON lines with `text`
     weight: float = 1.0  # share of the phase's tokens, relative to the other sources
     documents: int = 0  # dialogues: how many are made
     seed: int = 1  # dialogues: of their generator
-    file: str = ""  # text: where it lies
+    file: str = ""  # text, toolsets: where it lies, gzipped
     loss: Literal["all", "assistant"] = "all"  # learn every token, or only what the assistant says
     lengths: tuple[int, ...] = ()  # copy: document lengths in tokens, drawn evenly
     vocabulary: int = 0  # copy: only ids below this; 0: the whole vocabulary
@@ -107,7 +107,7 @@ def read(path: str | Path) -> Recipe:
 
 
 # What only one kind of source reads; elsewhere it would be ignored
-_OPTIONS_OF = {"lengths": "copy", "whole_vocabulary": "copy", "documents": "dialogues", "file": "text"}
+_OPTIONS_OF = {"lengths": "copy", "whole_vocabulary": "copy", "documents": "dialogues", "file": "text or toolsets"}
 _DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataSource)}
 
 
@@ -145,14 +145,14 @@ def _contradictions(recipe: Recipe) -> list[str]:
             if source.weight <= 0:
                 problems.append(f"phase {phase.name!r}: weight is {source.weight}, expected more than 0")
             for option, kind in _OPTIONS_OF.items():
-                if kind != source.kind and getattr(source, option) != _DEFAULTS[option]:
+                if source.kind not in kind.split(" or ") and getattr(source, option) != _DEFAULTS[option]:
                     problems.append(f"phase {phase.name!r}: {source.kind} has no {option}, only {kind} has")
             if source.kind == "copy" and not source.lengths:
                 problems.append(f"phase {phase.name!r}: copy needs lengths")
             if source.kind == "dialogues" and source.documents < 1:
                 problems.append(f"phase {phase.name!r}: dialogues need documents, how many to make")
-            if source.kind == "text" and not source.file:
-                problems.append(f"phase {phase.name!r}: text needs a file")
+            if source.kind in ("text", "toolsets") and not source.file:
+                problems.append(f"phase {phase.name!r}: {source.kind} needs a file")
             if source.kind != "copy" and not recipe.tokenizer:
                 problems.append(f"phase {phase.name!r}: {source.kind} needs the recipe's tokenizer")
     return problems

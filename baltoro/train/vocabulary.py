@@ -15,7 +15,7 @@ import heapq
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import regex
@@ -107,19 +107,21 @@ def write(tokens: list[bytes], path: Path) -> None:
     partial.replace(path)
 
 
-def sample(text: Path, *, dialogues: int, seed: int) -> Iterator[str]:
-    """What the nano vocabulary is trained on: running text, dialogues, and the nouns that real tools are named after.
+def sample(text: Path, *, dialogues: int, seed: int, toolsets: Path | None = None) -> Iterator[str]:
+    """What a nano vocabulary is trained on: running text, dialogues, and the nouns that real tools are named after.
 
     Held-out nouns stay out: a token that training never shows could not be copied in evaluation.
     """
     from baltoro.chat.template import render
     from baltoro.train.synthesis.dialogues import generate
+    from baltoro.train.synthesis.toolsets import read
     from baltoro.train.synthesis.words import lexicon
 
     with gzip.open(text, "rt", encoding="utf-8") as lines:
         for line in lines:
             yield json.loads(line)["text"]
-    for dialogue in islice(generate(seed, "train"), dialogues):
+    more = read(toolsets) if toolsets else ()
+    for dialogue in chain(islice(generate(seed, "train"), dialogues), more):
         rendered = render(dialogue.messages, dialogue.tools, add_generation_prompt=False)
         yield from (segment.text for segment in rendered.segments if not segment.control)
     for noun in lexicon("train").nouns[:400]:
@@ -127,15 +129,16 @@ def sample(text: Path, *, dialogues: int, seed: int) -> Iterator[str]:
 
 
 def main() -> None:
-    """python -m baltoro.train.vocabulary OUTDIR --text FILE [--ranks 1792 --dialogues 6000 --seed 1]"""
+    """python -m baltoro.train.vocabulary OUTDIR --text FILE [--ranks 1792 --dialogues 6000 --seed 1 --toolsets FILE]"""
     parser = argparse.ArgumentParser(description="Train the nano vocabulary: OUTDIR/tiktoken.model")
     parser.add_argument("outdir", type=Path)
     parser.add_argument("--text", type=Path, required=True, help="JSON lines with `text`, gzipped")
     parser.add_argument("--ranks", type=int, default=1792, help="256 bytes and the merges; 256 control slots follow")
     parser.add_argument("--dialogues", type=int, default=6000)
+    parser.add_argument("--toolsets", type=Path, help="conversations of synthesis/toolsets.py, too")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    texts = sample(args.text, dialogues=args.dialogues, seed=args.seed)
+    texts = sample(args.text, dialogues=args.dialogues, seed=args.seed, toolsets=args.toolsets)
     write(train(texts, args.ranks), args.outdir / "tiktoken.model")
 
 

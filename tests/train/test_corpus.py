@@ -70,3 +70,16 @@ def test_a_missing_text_is_named(recipe: Recipe) -> None:
     Path("text.jsonl.gz").unlink()
     with pytest.raises(RecipeError, match=r"text\.jsonl\.gz is not there"):
         corpus.prepare(recipe)
+
+
+def test_conversations_of_tool_sets_become_a_token_directory(recipe: Recipe) -> None:
+    call = {"id": "functions.f:0", "name": "f", "arguments": "{}"}
+    tool = {"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}
+    messages = [{"role": "user", "content": "f!"}, {"role": "assistant", "content": None, "tool_calls": [call]}]
+    with gzip.open("sets.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.write(json.dumps({"source": "s", "tools": [tool], "messages": messages}) + "\n")
+    source = DataSource(kind="toolsets", file="sets.jsonl.gz")
+    corpus.prepare(replace(recipe, phases=(tiny_runs.phase(data=(source,)),)))
+    found = DocumentFile(corpus.directory(source, recipe))
+    text = Tokenizer.open(recipe.tokenizer).decode(found[0].ids.tolist())
+    assert len(found) == 1 and "functions.f:0" in text and found.kind_names == ["toolset"]

@@ -126,7 +126,7 @@ def test_every_contradiction_comes_in_one_error(tmp_path: Path) -> None:
         "steps and tokens_per_step must be positive",
         "gate_kind and a gate_loss above 0 belong together",
         "weight is 0.0, expected more than 0",
-        "copy has no file, only text has",
+        "copy has no file, only text or toolsets has",
         "copy needs lengths",
         "dialogues need documents",
         "dialogues needs the recipe's tokenizer",

@@ -15,7 +15,7 @@ import pytest
 from baltoro.chat.messages import Message, Tool
 from baltoro.chat.tokenizer import Tokenizer
 from baltoro.train import vocabulary
-from baltoro.train.synthesis import KINDS, Dialogue, blueprints, everyday, generate, natural, smalltalk
+from baltoro.train.synthesis import KINDS, Dialogue, blueprints, everyday, generate, natural, smalltalk, tokens
 from baltoro.train.synthesis.functions import VERBS
 from baltoro.train.synthesis.split import RESERVED_VALUES, is_reserved, side
 from baltoro.train.synthesis.tokens import dialogue_documents, write_tokens
@@ -257,3 +257,18 @@ def test_some_arguments_must_be_escaped() -> None:
     ]
     assert any("\\" in text for text in raw) and any(not text.isascii() for text in raw)
     assert any("{" in text[1:] for text in raw)  # an object inside the arguments
+
+
+def test_token_files_are_the_same_from_any_number_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "CHUNK", 15)
+    vocabulary.write(vocabulary.train(["get the weather"], 300), tmp_path / "tiktoken.model")
+    tokenizer = Tokenizer.open(tmp_path)
+    plain = dialogue_documents(islice(generate(2), 40), tokenizer)
+    written = [write_tokens(tmp_path / "plain", plain, tokenizer, total=40)]
+    for processes in (1, 2):
+        documents = tokens.generated_documents(2, "train", 40, tmp_path, processes=processes)
+        written.append(write_tokens(tmp_path / str(processes), documents, tokenizer, total=40))
+    assert written[0] == written[1] == written[2] and written[0]["documents"] == 40
+    for name in ("ids", "mask", "offsets", "kinds"):
+        files = [(tmp_path / folder / f"{name}.npy").read_bytes() for folder in ("plain", "1", "2")]
+        assert files[0] == files[1] == files[2], name

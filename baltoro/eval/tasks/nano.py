@@ -78,7 +78,7 @@ def table(scores: Iterable[Score]) -> str:
     lines: list[str] = []
     for kind, checks in summary(scores).items():
         parts = "  ".join(f"{name} {share.share:.1%}" for name, share in checks.items() if name != "right")
-        lines.append(f"{kind:13s}{checks['right']}   {parts}")
+        lines.append(f"{kind:23s}{checks['right']}   {parts}")
     return "\n".join(lines)
 
 

@@ -369,8 +369,9 @@ def _conversation(r: Random, words: Lexicon) -> Dialogue:
     """Several requests to the same functions: the declarations are read once and used often."""
     script = _script(r, words, _functions(r, words))
     turns = r.choice((2, 2, 3, 3, 4, 5)) if r.random() < 0.95 else r.randint(6, 12)
-    for _ in range(turns):
-        if script.size() > MAX_CHARS:  # long ones lose turns; dropping them whole would turn the mix into small talk
+    for turn in range(turns):
+        # Long ones lose turns, all but the first; dropping them whole would turn the mix into small talk.
+        if turn and script.size() > MAX_CHARS:
             break
         kind = r.random()
         if kind < 0.62:

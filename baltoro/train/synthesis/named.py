@@ -169,7 +169,7 @@ MAKERS: Mapping[str, Maker] = {
     "ticker": _made(lambda r, words: _letters(r, words, r.choice((2, 3, 4, 4, 5)))), "gene": _made(lambda r, words: _letters(r, words, r.randint(2, 4)) + r.choice(("", "1", "2", "53"))),
     "code": _made(lambda r, words: r.choice(("USD", "EUR", "GBP", "JPY", "CAD", "AUD", "INR", "BRL", "MXN", "KRW", "SGD", "ZAR", "TRY", "DKK", "HUF", "CZK")) if words.split == "train" and r.random() < 0.7 else _letters(r, words, 3)),
     "airport": _made(lambda r, words: _letters(r, words, 3)), "plate": _made(lambda r, words: f"{_letters(r, words, r.choice((1, 2, 3)))}{r.choice((' ', '-', ''))}{r.randint(10, 9999)}"),
-    "dna": _made(lambda r, words: "".join(r.choices("ACGT", k=r.randint(6, 20)))), "polynomial": _made(_polynomial), "reaction": _made(_reaction),
+    "polynomial": _made(_polynomial), "reaction": _made(_reaction),
     "slug": _made(_slug), "repo": _made(lambda r, words: f"{words.noun(r, 0.4)}/{_slug(r, words)}"), "glob": _made(_glob), "seat": _made(_seat), "course": _made(_course),
     "season": _made(_season), "domain": _made(lambda r, words: f"{words.noun(r, 0.5)}.{r.choice(('com', 'org', 'net', 'io', 'dev'))}"),
     "ip": _made(lambda r, words: ".".join(str(r.randint(1, 254)) for _ in range(4)) if r.random() < 0.6 else f"{words.noun(r, 0.5)}.example.com"),

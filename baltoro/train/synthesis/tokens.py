@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +25,18 @@ import numpy as np
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
 from baltoro.errors import RecipeError
-from baltoro.train.synthesis.dialogues import Dialogue
+from baltoro.train.synthesis.dialogues import Dialogue, generate
+from baltoro.train.synthesis.split import Split
+
+_Job = tuple[int, Split, int, int, Path]  # seed, split, first, how many, vocabulary
+
+CHUNK = 500  # dialogues that one process makes at a time
 
 
 class Document(NamedTuple):
     kind: str
-    ids: list[int]
-    mask: list[bool]
+    ids: Sequence[int]
+    mask: Sequence[bool]
 
 
 def dialogue_documents(dialogues: Iterable[Dialogue], tokenizer: Tokenizer) -> Iterator[Document]:
@@ -34,6 +44,37 @@ def dialogue_documents(dialogues: Iterable[Dialogue], tokenizer: Tokenizer) -> I
     for dialogue in dialogues:
         rendered = render(dialogue.messages, dialogue.tools, add_generation_prompt=False)
         yield Document(dialogue.kind, *rendered.ids_and_loss_mask(tokenizer))
+
+
+def generated_documents(
+    seed: int, split: Split, count: int, vocabulary: Path, *, processes: int | None = None
+) -> Iterator[Document]:
+    """`count` dialogues in their order, made by several processes (None: one a core); the same whatever their number."""
+    starts = range(0, count, CHUNK)
+    processes = min(processes or os.cpu_count() or 1, len(starts))
+    jobs: list[_Job] = [(seed, split, start, min(CHUNK, count - start), vocabulary) for start in starts]
+    if processes < 2:
+        for job in jobs:
+            yield from _chunk(job)
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        waiting = deque(pool.submit(_chunk, job) for job in jobs[: 2 * processes])
+        for job in jobs[2 * processes :]:
+            yield from waiting.popleft().result()
+            waiting.append(pool.submit(_chunk, job))  # never far ahead of the disk
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def _chunk(job: _Job) -> list[Document]:
+    seed, split, start, count, vocabulary = job
+    documents = dialogue_documents(islice(generate(seed, split, start=start), count), _tokenizer(vocabulary))
+    return [Document(d.kind, array("H", d.ids), bytearray(d.mask)) for d in documents]  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(vocabulary: Path) -> Tokenizer:
+    return Tokenizer.open(vocabulary)
 
 
 def text_documents(path: Path, tokenizer: Tokenizer) -> Iterator[Document]:
@@ -53,22 +94,26 @@ def write_tokens(
             f"vocabulary of {tokenizer.vocab_size} tokens, expected at most {2**16}",
             hint="token files hold 16-bit ids; they are meant for small models",
         )
-    ids, mask, offsets, kinds = array("H"), bytearray(), array("q", [0]), bytearray()
-    names: dict[str, int] = {}
-    for document in _progress(islice(documents, total), total):
-        ids.extend(document.ids)
-        mask.extend(document.mask)
-        offsets.append(len(ids))
-        kinds.append(names.setdefault(document.kind, len(names)))
-    meta = {
-        "kinds": list(names), "documents": len(kinds), "tokens": len(ids), "targets": sum(mask),
-        "vocab_size": tokenizer.vocab_size,
-    }  # fmt: skip
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    np.save(partial / "ids.npy", np.frombuffer(ids, np.uint16))
-    np.save(partial / "mask.npy", np.frombuffer(mask, np.uint8))
+    names: dict[str, int] = {}
+    offsets, kinds, targets = array("q", [0]), bytearray(), 0
+    with (partial / "ids.raw").open("wb") as ids, (partial / "mask.raw").open("wb") as mask:
+        for document in _progress(islice(documents, total), total):
+            ids.write(array("H", document.ids).tobytes())
+            mask.write(bytes(document.mask))
+            offsets.append(offsets[-1] + len(document.ids))
+            targets += sum(document.mask)
+            kinds.append(names.setdefault(document.kind, len(names)))
+    meta = {
+        "kinds": list(names), "documents": len(kinds), "tokens": offsets[-1], "targets": targets,
+        "vocab_size": tokenizer.vocab_size,
+    }  # fmt: skip
+    for name, kind in (("ids", np.uint16), ("mask", np.uint8)):
+        raw = partial / f"{name}.raw"
+        np.save(partial / f"{name}.npy", np.memmap(raw, kind, "r") if offsets[-1] else np.empty(0, kind))
+        raw.unlink()
     np.save(partial / "offsets.npy", np.frombuffer(offsets, np.int64))
     np.save(partial / "kinds.npy", np.frombuffer(kinds, np.uint8))
     (partial / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
