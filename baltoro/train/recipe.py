@@ -22,6 +22,8 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 from baltoro.config import ModelConfig
 from baltoro.errors import ConfigError, RecipeError
 from baltoro.model.load import Start
+from baltoro.train.distributed import World
+from baltoro.train.layout import Layout, ParallelConfig
 from baltoro.train.muonclip import OptimizerConfig
 
 T = TypeVar("T")
@@ -50,8 +52,9 @@ class Phase:
     steps: int  # at most
     data: tuple[DataSource, ...]
     tokens_per_step: int = 0  # 0: the recipe's
-    lr_start: float = 1.0  # times the peak rates, changing linearly ...
+    lr_start: float = 1.0  # times the peak rates, changing steadily ...
     lr_end: float = 1.0  # ... to this at the last step
+    lr_shape: Literal["linear", "cosine"] = "linear"  # of the way between them
     gate_kind: str = ""  # the phase ends early, and only succeeds, once this kind's training loss ...
     gate_loss: float = 0.0  # ... is below this (nats a token, mean of 20 steps)
 
@@ -71,7 +74,9 @@ class Recipe:
     tokens_per_step: int = 16384
     microbatch_tokens: int = 4096
     balance_rate: float = 1e-3  # of the router's selection bias, a step
-    processes: int = 1  # data-parallel, one machine
+    recompute: bool = False  # keep each block's input alone and run it again for its gradients: less memory, more time
+    processes: int = 1  # on this machine; under torchrun as many as it starts
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # [parallel]: how the model is spread over them
     threads: int = 1  # a process
     save_minutes: float = 5.0
     evaluate_minutes: float = 20.0  # held-out scores by kind; 0: only at the end
@@ -106,6 +111,26 @@ def read(path: str | Path) -> Recipe:
     return recipe
 
 
+def check_processes(recipe: Recipe, processes: int) -> None:
+    """Raises RecipeError where what a recipe asks for cannot be divided among so many processes."""
+    problems = _indivisible(recipe, processes)
+    if problems:
+        raise RecipeError("; ".join(problems), hint="change tokens_per_step, microbatch_tokens or the processes")
+    if recipe.model is not None:
+        Layout.planned(World(0, processes), recipe.parallel, recipe.model)
+
+
+def _indivisible(recipe: Recipe, processes: int) -> list[str]:
+    smallest = recipe.microbatch_tokens * processes
+    steps = {recipe.tokens_per_step, *(phase.tokens_per_step or smallest for phase in recipe.phases)}
+    return [
+        f"tokens_per_step {tokens} is not a multiple of microbatch_tokens {recipe.microbatch_tokens} "
+        f"times processes {processes}"
+        for tokens in sorted(steps)
+        if smallest > 0 and tokens % smallest
+    ]
+
+
 # What only one kind of source reads; elsewhere it would be ignored
 _OPTIONS_OF = {"lengths": "copy", "whole_vocabulary": "copy", "documents": "dialogues", "file": "text"}
 _DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataSource)}
@@ -125,13 +150,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"optimizer.adamw_matrices: {pattern!r} is not a regular expression: {error}")
     if recipe.model is None and not recipe.init:
         problems.append("[model] is missing, and there is no init to take the config from")
-    smallest = recipe.microbatch_tokens * recipe.processes
-    for tokens in sorted({recipe.tokens_per_step, *(phase.tokens_per_step or smallest for phase in recipe.phases)}):
-        if smallest > 0 and tokens % smallest:
-            problems.append(
-                f"tokens_per_step {tokens} is not a multiple of microbatch_tokens {recipe.microbatch_tokens} "
-                f"times processes {recipe.processes}"
-            )
+    problems += _indivisible(recipe, recipe.processes)
     if not recipe.phases:
         problems.append("there is no [[phases]]")
     for phase in recipe.phases:

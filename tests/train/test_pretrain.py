@@ -79,7 +79,7 @@ def test_pretraining_leaves_a_checkpoint_a_log_and_a_picture_and_sft_goes_on_fro
     assert Path("out/curves.png").read_bytes().startswith(b"\x89PNG")
     assert Path("out/checkpoint/tiktoken.model").read_bytes() == (NANO / "tiktoken.model").read_bytes()
     model = load("out/checkpoint")
-    parameters = load_file("out/state/parameters.safetensors")
+    parameters = load_file("out/state/parameters-00000-of-00001.safetensors")
     assert parameters.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         kept = parameters[name] if "e_score_correction_bias" in name else parameters[name].bfloat16().float()

@@ -12,7 +12,6 @@ import torch
 from baltoro.errors import RecipeError
 from baltoro.train import loop
 from baltoro.train.data import PhaseData
-from baltoro.train.distributed import World
 from baltoro.train.muonclip import OptimizerConfig
 from baltoro.train.recipe import Recipe
 from baltoro.train.state import TrainState
@@ -32,7 +31,7 @@ def trained(recipe: Recipe, steps: int) -> TrainState:
 def take(recipe: Recipe, state: TrainState, steps: int) -> None:
     data = PhaseData(recipe.phases[0], recipe, 64, 0)
     for _ in range(steps):
-        loop.train_step(state, data, 2, 1e-3, World.alone(), 1.0)
+        loop.train_step(state, data, 2, 1e-3, 1.0)
         state.progress.step += 1
         state.progress.phase_step += 1
 
@@ -114,7 +113,7 @@ def test_a_save_killed_anywhere_leaves_the_old_or_the_new_state_even_twice_in_a_
 
 
 @pytest.mark.parametrize(
-    "name", ["parameters.safetensors", "momentum.safetensors", "adamw.safetensors", "progress.json"]
+    "name", [f"{kind}-00000-of-00001.safetensors" for kind in ("parameters", "momentum", "adamw")] + ["progress.json"]
 )
 def test_a_broken_or_missing_file_is_an_error_with_its_place(tmp_path: Path, name: str) -> None:
     recipe = tiny_runs.recipe(tmp_path)
