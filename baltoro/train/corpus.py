@@ -14,7 +14,13 @@ from baltoro.train.synthesis.tokens import dialogue_documents, text_documents, w
 
 
 def directory(source: DataSource, recipe: Recipe) -> Path:
-    """Named by all that decides its content but the generator's code: delete runs/data after changing that."""
+    """Where a source's tokens lie.
+
+    One that is made here is named by all that decides its content but the generator's code: delete runs/data after
+    changing that.
+    """
+    if source.kind == "tokens":
+        return Path(source.directory)
     vocabulary = Path(recipe.tokenizer) / "tiktoken.model"
     decides = [vocabulary.read_bytes(), source.kind.encode()]
     if source.kind == "text":
@@ -27,7 +33,7 @@ def directory(source: DataSource, recipe: Recipe) -> Path:
 
 def prepare(recipe: Recipe) -> None:
     """Write what is missing, with a progress bar; 150,000 dialogues take some minutes."""
-    for source in {source for phase in recipe.phases for source in phase.data if source.kind != "copy"}:
+    for source in {source for phase in recipe.phases for source in phase.data if source.kind in ("text", "dialogues")}:
         if source.kind == "text" and not Path(source.file).is_file():
             raise RecipeError(f"{source.file} is not there", hint="paths are read from the working directory")
         target = directory(source, recipe)

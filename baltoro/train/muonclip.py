@@ -158,7 +158,8 @@ class MuonClip:
                 work[owner] += costs[index]
                 matrix.owned = [range(matrix.place.length if rank == owner else 0) for rank in range(len(work))]
         for matrix in matrices:
-            matrix.momentum = torch.zeros(len(matrix.here), *matrix.parameter.shape[1:])
+            shape = (len(matrix.here), *matrix.parameter.shape[1:])
+            matrix.momentum = torch.zeros(shape, device=matrix.parameter.device)
         return matrices
 
     def _share(self, name: str, parameter: nn.Parameter) -> nn.Parameter:

@@ -38,7 +38,8 @@ def _process(world: World, recipe: Recipe) -> None:
     if world.leads:
         corpus.prepare(recipe)
     world.wait()
-    evaluate = heldout.Evaluation(recipe.tokenizer, recipe.evaluate_examples) if recipe.tokenizer else None
+    scored = bool(recipe.tokenizer) and recipe.evaluate_examples > 0
+    evaluate = heldout.Evaluation(recipe.tokenizer, recipe.evaluate_examples) if scored else None
     try:
         state = loop.run(world, recipe, evaluate)
     finally:

@@ -33,11 +33,13 @@ T = TypeVar("T")
 class DataSource:
     """Part of a phase's documents."""
 
-    kind: Literal["copy", "dialogues", "text"]  # see copying.py, synthesis/; text: JSON lines with `text`, gzipped
+    # see copying.py, synthesis/; text: JSON lines with `text`, gzipped; tokens: written before by synthesis/tokens.py
+    kind: Literal["copy", "dialogues", "text", "tokens"]
     weight: float = 1.0  # share of the phase's tokens, relative to the other sources
     documents: int = 0  # dialogues: how many are made
     seed: int = 1  # dialogues: of their generator
     file: str = ""  # text: where it lies
+    directory: str = ""  # tokens: where they lie
     loss: Literal["all", "assistant"] = "all"  # learn every token, or only what the assistant says
     lengths: tuple[int, ...] = ()  # copy: document lengths in tokens, drawn evenly
     vocabulary: int = 0  # copy: only ids below this; 0: the whole vocabulary
@@ -52,6 +54,7 @@ class Phase:
     steps: int  # at most
     data: tuple[DataSource, ...]
     tokens_per_step: int = 0  # 0: the recipe's
+    microbatch_tokens: int = 0  # 0: the recipe's; the longest context of the phase
     lr_start: float = 1.0  # times the peak rates, changing steadily ...
     lr_end: float = 1.0  # ... to this at the last step
     lr_shape: Literal["linear", "cosine"] = "linear"  # of the way between them
@@ -65,7 +68,7 @@ class Recipe:
     out: str  # directory of the run: state, log, picture, and checkpoint/ at the end
     optimizer: OptimizerConfig
     phases: tuple[Phase, ...]
-    model: ModelConfig | None = None  # None: that of `init`
+    model: ModelConfig | None = None  # [model], or the name of a preset or a config.json; None: that of `init`
     init: str = ""  # checkpoint directory to start from; "" starts from random parameters
     tokenizer: str = ""  # directory with tiktoken.model; copied beside the finished checkpoint
     start: Start = field(default_factory=Start)  # [start]: how random parameters are drawn
@@ -80,11 +83,11 @@ class Recipe:
     threads: int = 1  # a process
     save_minutes: float = 5.0
     evaluate_minutes: float = 20.0  # held-out scores by kind; 0: only at the end
-    evaluate_examples: int = 64  # a kind
+    evaluate_examples: int = 64  # a kind; 0: none are taken
 
     def lanes(self, phase: Phase) -> int:
         """Microbatches of one step, over all processes."""
-        return (phase.tokens_per_step or self.tokens_per_step) // self.microbatch_tokens
+        return (phase.tokens_per_step or self.tokens_per_step) // (phase.microbatch_tokens or self.microbatch_tokens)
 
 
 def read(path: str | Path) -> Recipe:
@@ -97,9 +100,12 @@ def read(path: str | Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
     problems: list[str] = []
-    if isinstance(content.get("model"), dict):
+    if isinstance(content.get("model"), (dict, str)):
         try:
-            content["model"] = ModelConfig.from_dict(content["model"], source="[model]")
+            if isinstance(content["model"], str):
+                content["model"] = ModelConfig.open(content["model"])
+            else:
+                content["model"] = ModelConfig.from_dict(content["model"], source="[model]")
         except ConfigError as error:
             problems.append(error.message)
             del content["model"]
@@ -121,18 +127,26 @@ def check_processes(recipe: Recipe, processes: int) -> None:
 
 
 def _indivisible(recipe: Recipe, processes: int) -> list[str]:
-    smallest = recipe.microbatch_tokens * processes
-    steps = {recipe.tokens_per_step, *(phase.tokens_per_step or smallest for phase in recipe.phases)}
-    return [
-        f"tokens_per_step {tokens} is not a multiple of microbatch_tokens {recipe.microbatch_tokens} "
-        f"times processes {processes}"
-        for tokens in sorted(steps)
-        if smallest > 0 and tokens % smallest
-    ]
+    problems: list[str] = []
+    own = {(p.tokens_per_step or recipe.tokens_per_step, p.microbatch_tokens or recipe.microbatch_tokens)
+           for p in recipe.phases}  # fmt: skip
+    for tokens, microbatch in sorted(own or {(recipe.tokens_per_step, recipe.microbatch_tokens)}):
+        if microbatch > 0 and processes > 0 and tokens % (microbatch * processes):
+            problems.append(
+                f"tokens_per_step {tokens} is not a multiple of microbatch_tokens {microbatch} "
+                f"times processes {processes}"
+            )
+    return problems
 
 
 # What only one kind of source reads; elsewhere it would be ignored
-_OPTIONS_OF = {"lengths": "copy", "whole_vocabulary": "copy", "documents": "dialogues", "file": "text"}
+_OPTIONS_OF = {
+    "lengths": "copy",
+    "whole_vocabulary": "copy",
+    "documents": "dialogues",
+    "file": "text",
+    "directory": "tokens",
+}
 _DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataSource)}
 
 
@@ -143,6 +157,10 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"{key} is {getattr(recipe, key)}, expected at least 1")
     if recipe.seed < 0:
         problems.append(f"seed is {recipe.seed}, expected 0 or more")
+    if recipe.optimizer.qk_clip_tau <= 0:
+        problems.append(f"optimizer.qk_clip_tau is {recipe.optimizer.qk_clip_tau}, expected more than 0")
+    if recipe.parallel.expert < 1:
+        problems.append(f"parallel.expert is {recipe.parallel.expert}, expected at least 1")
     for pattern in recipe.optimizer.adamw_matrices:
         try:
             re.compile(pattern)
@@ -156,8 +174,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
     for phase in recipe.phases:
         if not phase.data:
             problems.append(f"phase {phase.name!r} has no [[phases.data]]")
-        if phase.steps < 1 or phase.tokens_per_step < 0:
-            problems.append(f"phase {phase.name!r}: steps and tokens_per_step must be positive")
+        if phase.steps < 1 or phase.tokens_per_step < 0 or phase.microbatch_tokens < 0:
+            problems.append(f"phase {phase.name!r}: steps, tokens_per_step and microbatch_tokens must be positive")
         if bool(phase.gate_kind) != (phase.gate_loss > 0):
             problems.append(f"phase {phase.name!r}: gate_kind and a gate_loss above 0 belong together")
         for source in phase.data:
@@ -172,6 +190,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
                 problems.append(f"phase {phase.name!r}: dialogues need documents, how many to make")
             if source.kind == "text" and not source.file:
                 problems.append(f"phase {phase.name!r}: text needs a file")
+            if source.kind == "tokens" and not source.directory:
+                problems.append(f"phase {phase.name!r}: tokens need a directory")
             if source.kind != "copy" and not recipe.tokenizer:
                 problems.append(f"phase {phase.name!r}: {source.kind} needs the recipe's tokenizer")
     return problems

@@ -1,6 +1,6 @@
 """Dialogues and texts as token files: what a training run reads.
 
-A directory of flat arrays: `ids.npy` (uint16), `mask.npy` (uint8, 1 where the token is a target),
+A directory of flat arrays: `ids.npy` (uint16, or uint32 of a larger vocabulary), `mask.npy` (uint8, 1 where the token is a target),
 `offsets.npy` (int64, documents + 1), `kinds.npy` (uint8, an index into `kinds` of `meta.json`).
 """
 
@@ -19,7 +19,6 @@ import numpy as np
 
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
-from baltoro.errors import RecipeError
 from baltoro.train.synthesis.dialogues import Dialogue
 
 
@@ -48,12 +47,8 @@ def write_tokens(
     path: Path, documents: Iterable[Document], tokenizer: Tokenizer, *, total: int | None = None
 ) -> dict[str, Any]:
     """Write `total` documents (None: all) as a token directory, whole or not at all; returns its meta.json."""
-    if tokenizer.vocab_size > 2**16:
-        raise RecipeError(
-            f"vocabulary of {tokenizer.vocab_size} tokens, expected at most {2**16}",
-            hint="token files hold 16-bit ids; they are meant for small models",
-        )
-    ids, mask, offsets, kinds = array("H"), bytearray(), array("q", [0]), bytearray()
+    ids = array("H" if tokenizer.vocab_size <= 2**16 else "I")
+    mask, offsets, kinds = bytearray(), array("q", [0]), bytearray()
     names: dict[str, int] = {}
     for document in _progress(islice(documents, total), total):
         ids.extend(document.ids)
@@ -62,12 +57,12 @@ def write_tokens(
         kinds.append(names.setdefault(document.kind, len(names)))
     meta = {
         "kinds": list(names), "documents": len(kinds), "tokens": len(ids), "targets": sum(mask),
-        "vocab_size": tokenizer.vocab_size,
+        "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.digest,
     }  # fmt: skip
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    np.save(partial / "ids.npy", np.frombuffer(ids, np.uint16))
+    np.save(partial / "ids.npy", np.frombuffer(ids, np.uint16 if ids.typecode == "H" else np.uint32))
     np.save(partial / "mask.npy", np.frombuffer(mask, np.uint8))
     np.save(partial / "offsets.npy", np.frombuffer(offsets, np.int64))
     np.save(partial / "kinds.npy", np.frombuffer(kinds, np.uint8))
