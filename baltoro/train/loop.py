@@ -296,5 +296,11 @@ class Log:
         self._write({"step": progress.step, "tokens": progress.tokens, "scores": scores})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RecipeError(
+                f"{self._file.name} cannot be written: {error.strerror}",
+                hint="make room; running again goes on from the last state that was saved",
+            ) from error

@@ -261,6 +261,14 @@ def test_rates_warm_up_once_and_then_follow_each_phases_line(tmp_path: Path) -> 
     assert scales == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 0.6, 0.2]
 
 
+def test_a_cosine_phase_follows_half_a_cosine(tmp_path: Path) -> None:
+    phases = (tiny_runs.phase(steps=5, lr_start=1.0, lr_end=0.1, lr_shape="cosine"),)
+    loop.run(ALONE, tiny_runs.recipe(tmp_path, phases=phases, warmup_steps=0), None)
+    scales = [line["lr_scale"] for line in tiny_runs.log(tmp_path)]
+    expected = [0.1 + 0.9 * (1 + math.cos(math.pi * step / 4)) / 2 for step in range(5)]
+    assert scales == [round(scale, 5) for scale in expected]
+
+
 def test_scores_are_taken_when_due_and_at_the_end(tmp_path: Path) -> None:
     phases = (tiny_runs.phase(steps=2),)
     models: list[Transformer] = []
