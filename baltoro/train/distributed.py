@@ -157,6 +157,17 @@ def launch(run: Callable[..., None], processes: int, threads: int, *arguments: o
             raise
 
 
+@contextlib.contextmanager
+def one_voice() -> Generator[None]:
+    """What goes wrong before the processes know each other is the same on all that torchrun started: one says it."""
+    try:
+        yield
+    except BaltoroError:
+        if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+            raise SystemExit(1) from None
+        raise
+
+
 def _joined(run: Callable[..., None], threads: int, arguments: tuple[object, ...]) -> None:
     """As one of torchrun's processes. Of an error that several have, one speaks."""
     torch.set_num_threads(threads)

@@ -10,7 +10,7 @@ from baltoro.chat.tokenizer import Tokenizer
 from baltoro.errors import RecipeError
 from baltoro.model.load import stored
 from baltoro.train import corpus, curves, heldout, loop
-from baltoro.train.distributed import World, launch, processes_of
+from baltoro.train.distributed import World, launch, one_voice, processes_of
 from baltoro.train.layout import gathered
 from baltoro.train.recipe import Recipe, check_processes, read
 from baltoro.train.state import TrainState
@@ -19,17 +19,21 @@ from baltoro.weights.save import write
 
 def main(path: str | Path) -> None:
     """Train, or go on where the last call stopped. Writes recipe.out: state, log, picture, checkpoint/ at the end."""
-    train(read(path))
+    with one_voice():
+        recipe = read(path)
+    train(recipe)
 
 
 def train(recipe: Recipe) -> None:
-    vocabulary = Tokenizer.open(recipe.tokenizer).vocab_size if recipe.tokenizer else None
-    if recipe.model is not None and vocabulary not in (None, recipe.model.vocab_size):
-        raise RecipeError(
-            f"[model] vocab_size is {recipe.model.vocab_size}, the tokenizer of {recipe.tokenizer} has {vocabulary} ids"
-        )
-    processes = processes_of(recipe.processes)
-    check_processes(recipe, processes)
+    with one_voice():
+        vocabulary = Tokenizer.open(recipe.tokenizer).vocab_size if recipe.tokenizer else None
+        if recipe.model is not None and vocabulary not in (None, recipe.model.vocab_size):
+            raise RecipeError(
+                f"[model] vocab_size is {recipe.model.vocab_size}, "
+                f"the tokenizer of {recipe.tokenizer} has {vocabulary} ids"
+            )
+        processes = processes_of(recipe.processes)
+        check_processes(recipe, processes)
     launch(_process, processes, recipe.threads, recipe)
 
 
