@@ -31,7 +31,6 @@ from baltoro.model.batch import Batch
 from baltoro.model.load import initialise, save
 from baltoro.train import loop
 from baltoro.train.data import Microbatch, PhaseData
-from baltoro.train.distributed import World
 from baltoro.train.recipe import Recipe, read
 from baltoro.train.state import TrainState
 
@@ -59,7 +58,7 @@ class Sequences:
 
 def our_step(state: TrainState, data: Sequences, recipe: Recipe) -> None:
     lanes = len(data.ids)
-    loop.train_step(state, cast(PhaseData, data), lanes, recipe.balance_rate, World.alone(), 1.0)
+    loop.train_step(state, cast(PhaseData, data), lanes, recipe.balance_rate, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

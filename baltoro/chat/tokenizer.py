@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import codecs
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,6 +97,11 @@ class Tokenizer:
         self.tool_call_argument_begin = self.special_id("<|tool_call_argument_begin|>")
         self.tool_call_end = self.special_id("<|tool_call_end|>")
         self.stop_ids = frozenset({self.eos, self.im_end})
+
+    @property
+    def digest(self) -> str:
+        """Tells vocabularies apart: sha256 of every token's bytes with their length, in the order of the ids."""
+        return hashlib.sha256(b"".join(len(t).to_bytes(4, "little") + t for t in self._bytes)).hexdigest()
 
     @classmethod
     def open(cls, directory: str | Path) -> Self:

@@ -51,30 +51,52 @@ class Start:
 
 
 def initialise(config: ModelConfig, *, seed: int, start: Start | None = None) -> Transformer:
-    """Random float32 parameters for training.
+    """A model of `random_parameters`, for training."""
+    model = build(config).to_empty(device="cpu")
+    with torch.no_grad():
+        for (_, parameter), (_, drawn) in zip(
+            model.named_parameters(), random_parameters(config, seed=seed, start=start), strict=True
+        ):
+            parameter.copy_(drawn)
+    return model
+
+
+def random_parameters(config: ModelConfig, *, seed: int, start: Start | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter by name, float32, one at a time in the model's order.
 
     Matrices are normal with variance 1 / inputs, those that write into the residual stream smaller by
     sqrt(2 layers); embedding and head as `start` says.
     """
     start = Start() if start is None else start
-    model = build(config).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     std = config.initializer_range if start.embedding_std is None else start.embedding_std
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("e_score_correction_bias"):
-                parameter.zero_()
-            elif parameter.dim() == 1:
-                parameter.fill_(1.0)
-            elif "lm_head" in name and start.head_scale is not None:
-                parameter.copy_(start.head_scale * model.model.embed_tokens.weight)
-            elif "embed_tokens" in name or "lm_head" in name:
-                parameter.normal_(0.0, std, generator=generator)
-            else:
-                into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                depth = (2 * config.num_hidden_layers) ** -0.5 if into_residual else 1.0
-                parameter.normal_(0.0, depth * parameter.shape[-1] ** -0.5, generator=generator)
-    return model
+    embedding = torch.empty(0)
+    for name, parameter in build(config).named_parameters():
+        drawn = torch.empty(parameter.shape)
+        if name.endswith("e_score_correction_bias"):
+            drawn.zero_()
+        elif parameter.dim() == 1:
+            drawn.fill_(1.0)
+        elif "lm_head" in name and start.head_scale is not None:
+            drawn = start.head_scale * embedding
+        elif "embed_tokens" in name or "lm_head" in name:
+            drawn.normal_(0.0, std, generator=generator)
+        else:
+            into_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            depth = (2 * config.num_hidden_layers) ** -0.5 if into_residual else 1.0
+            drawn.normal_(0.0, depth * parameter.shape[-1] ** -0.5, generator=generator)
+        if "embed_tokens" in name and start.head_scale is not None:
+            embedding = drawn
+        yield name, drawn
+
+
+def checkpoint_parameters(model: str | Path) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter of a checkpoint that is not packed, float32, one at a time in the model's order."""
+    directory = resolve(model)
+    config, checkpoint = ModelConfig.open(directory), Checkpoint.open(directory)
+    check(config, checkpoint)
+    for name, parameter in build(config).named_parameters():
+        yield name, _gather(name, tuple(parameter.shape), checkpoint, torch.float32)
 
 
 def load(
@@ -201,18 +223,23 @@ def _parts(name: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def file_tensors(model: Transformer) -> Iterator[tuple[str, Tensor]]:
-    """The model's parameters under the checkpoint's names and in its types, experts apart.
+    """What a checkpoint of the model holds: see `stored`."""
+    assert not any(getattr(module, "packed", None) for module in model.modules()), "packed for inference"
+    yield from stored(model.named_parameters(), model.config)
+
+
+def stored(parameters: Iterable[tuple[str, Tensor]], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """A model's parameters under the checkpoint's names and in its types, experts apart.
 
     With config.weight_block_size the matrices are quantized to block-fp8 as they pass, each followed by its scales.
     """
-    assert not any(getattr(module, "packed", None) for module in model.modules()), "packed for inference"
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         tensor, stacked = parameter.detach(), STACKED.match(name)
         if stacked is None:
-            yield from _as_stored(name, tensor, model.config)
+            yield from _as_stored(name, tensor, config)
         else:
             for expert, weight in enumerate(tensor):
-                yield from _as_stored(f"{stacked[1]}.{expert}.{stacked[2]}", weight, model.config)
+                yield from _as_stored(f"{stacked[1]}.{expert}.{stacked[2]}", weight, config)
 
 
 def _as_stored(name: str, tensor: Tensor, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:

@@ -76,9 +76,13 @@ class Router(nn.Module):
 class Experts(nn.Module):
     """All routed experts of a layer, stacked. The checkpoint keeps them apart; model/load.py translates."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    spread = False  # over several processes
+
+    def __init__(self, config: ModelConfig, held: int | None = None) -> None:
+        """held: how many of them, where others have the rest (distributed_experts.py); None: all"""
         super().__init__()
-        experts, hidden, width = config.n_routed_experts, config.hidden_size, config.moe_intermediate_size
+        experts = config.n_routed_experts if held is None else held
+        hidden, width = config.hidden_size, config.moe_intermediate_size
         self.gate_proj = StackedLinear(experts, hidden, width)
         self.up_proj = StackedLinear(experts, hidden, width)
         self.down_proj = StackedLinear(experts, width, hidden)
@@ -115,7 +119,7 @@ class Experts(nn.Module):
         slots = grouped * capacity + torch.arange(len(flat), device=x.device) - starts[grouped]
         place = torch.empty_like(flat).scatter_(0, order, slots)  # (T K,) row of each pair
         h = x.new_zeros(experts * capacity, x.shape[1]).index_copy(0, place, x.repeat_interleave(chosen, 0))
-        h = h.view(experts, capacity, -1)  # (E, capacity, D)
+        h = h.view(experts, capacity, x.shape[1])  # no row at all: capacity 0
         h = self.down_proj(swiglu(self.gate_proj(h), self.up_proj(h))).flatten(0, 1)
         picked = h[place].view(-1, chosen, x.shape[1])  # (T, K, D)
         return (picked * routing.weights.unsqueeze(-1).to(x.dtype)).sum(1)

@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from baltoro.kernels import training
 from baltoro.kernels.room import Room
@@ -254,7 +255,7 @@ class _Head(torch.autograd.Function):
 
 
 def suits(model: Any, packed: PackedWeights, batch: Batch) -> bool:
-    """Whether this model's training step runs natively: bfloat16 on a CPU whose target has the kernels."""
+    """Whether this model's training step runs natively: bfloat16, whole, on a CPU whose target has the kernels."""
     config = model.config
     if model.dtype is not torch.bfloat16 or not torch.is_grad_enabled() or not training.runs():
         return False
@@ -265,11 +266,14 @@ def suits(model: Any, packed: PackedWeights, batch: Batch) -> bool:
     )  # fmt: skip
     if any(width % training.WIDTH for width in widths) or batch.pages:
         return False
+    if any(block.recompute or isinstance(block.mlp, MoE) and block.mlp.experts.spread for block in model.model.layers):
+        return False
     return all(
         parameter.requires_grad == wanted
         and parameter.dtype is torch.float32
         and parameter.is_cpu
         and parameter.is_contiguous()
+        and not isinstance(parameter, DTensor)
         for wanted, parameter in packed.parameters(model)
     )
 

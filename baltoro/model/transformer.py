@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from baltoro.config import ModelConfig
 from baltoro.kernels import steps
@@ -41,10 +42,19 @@ class Block(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MoE(config) if config.is_moe(layer) else MLP(config.hidden_size, config.intermediate_size)
+        self.recompute = False  # in training: keep x alone, and run once more when gradients are wanted
 
     def forward(
         self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor | None, observed: Observed | None
     ) -> Tensor:  # (T, D)
+        """observed: with `recompute` it is filled a second time during backward."""
+        if self.recompute and torch.is_grad_enabled():
+            return cast(Tensor, checkpoint(self._run, x, layout, cos, sin, cache, observed, use_reentrant=False))
+        return self._run(x, layout, cos, sin, cache, observed)
+
+    def _run(
+        self, x: Tensor, layout: Layout, cos: Tensor, sin: Tensor, cache: Tensor | None, observed: Observed | None
+    ) -> Tensor:
         observe = observed is not None and cache is None
         if isinstance(self.mlp, MoE):
             self.mlp.expect(x, self.post_attention_layernorm)

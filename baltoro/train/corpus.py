@@ -13,7 +13,13 @@ from baltoro.train.synthesis.tokens import dialogue_documents, generated_documen
 
 
 def directory(source: DataSource, recipe: Recipe) -> Path:
-    """Named by all that decides its content but the generator's code: delete runs/data after changing that."""
+    """Where a source's tokens lie.
+
+    One that is made here is named by all that decides its content but the generator's code: delete runs/data after
+    changing that.
+    """
+    if source.kind == "tokens":
+        return Path(source.directory)
     vocabulary = Path(recipe.tokenizer) / "tiktoken.model"
     decides = [vocabulary.read_bytes(), source.kind.encode()]
     if source.file:
@@ -26,7 +32,8 @@ def directory(source: DataSource, recipe: Recipe) -> Path:
 
 def prepare(recipe: Recipe) -> None:
     """Write what is missing, with a progress bar; a million dialogues take a quarter of an hour on two cores."""
-    for source in {source for phase in recipe.phases for source in phase.data if source.kind != "copy"}:
+    made = {source for phase in recipe.phases for source in phase.data if source.kind not in ("copy", "tokens")}
+    for source in made:
         if source.file and not Path(source.file).is_file():
             raise RecipeError(f"{source.file} is not there", hint="paths are read from the working directory")
         target = directory(source, recipe)

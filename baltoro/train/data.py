@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from baltoro.chat.tokenizer import Tokenizer
 from baltoro.errors import RecipeError
 from baltoro.model.batch import Batch
 from baltoro.train import corpus
@@ -24,7 +25,8 @@ from baltoro.train.documents import Document, DocumentFile
 from baltoro.train.recipe import DataSource, Phase, Recipe
 
 # upper bounds of document lengths in tokens; a step of at most 1.3 keeps padding small
-CLASSES = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 2560, 3072, 4096)
+CLASSES = (64, 96, 128, 160, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 2048, 2560, 3072, 4096,
+           5120, 6144, 8192, 10240, 12288, 16384, 20480, 24576, 32768)  # fmt: skip
 SHORTEST = 8  # tokens; shorter pieces teach nothing
 
 
@@ -42,7 +44,7 @@ class PhaseData:
 
     def __init__(self, phase: Phase, recipe: Recipe, vocabulary: int, phase_index: int) -> None:
         self._sources = [_open(source, recipe, vocabulary) for source in phase.data]
-        self._tokens = recipe.microbatch_tokens
+        self._tokens = phase.microbatch_tokens or recipe.microbatch_tokens
         self._seed = (recipe.seed, phase_index)
         self.kinds = sorted({kind for source in self._sources for kind in source.kinds})
         # (sources, classes): share of the phase's tokens
@@ -105,17 +107,24 @@ class _Copying:
 class _Tokens:
     """Documents of a file, drawn evenly at random within a length class; those beyond the last class are cut."""
 
-    def __init__(self, source: DataSource, directory: Path, vocabulary: int) -> None:
+    def __init__(self, source: DataSource, directory: Path, vocabulary: int, tokenizer: Tokenizer) -> None:
         self.weight = source.weight
         self._file = DocumentFile(directory)
         self._assistant_only = source.loss == "assistant"
         if not (self._file.lengths >= SHORTEST).any():
             raise RecipeError(f"{directory} has no document of at least {SHORTEST} tokens")
-        if int(self._file.ids.max()) >= vocabulary:
+        if self._file.vocab_size > vocabulary:
             raise RecipeError(
-                f"{directory} holds token {self._file.ids.max()}, the model's vocabulary ends at {vocabulary}",
+                f"{directory} is of {self._file.vocab_size} tokens, the model's vocabulary ends at {vocabulary}",
                 hint="the documents were written with another tokenizer",
             )
+        if self._file.tokenizer != tokenizer.digest:
+            raise RecipeError(
+                f"{directory} was written with tokenizer {self._file.tokenizer[:12]}, "
+                f"the recipe's is {tokenizer.digest[:12]}",
+                hint="an id means another word there: write the documents again with the recipe's tokenizer",
+            )
+        self._directory, self._vocabulary = directory, vocabulary
         self.kinds = tuple(self._file.kind_names)
         lengths = self._file.lengths
         bins = np.minimum(np.searchsorted(CLASSES, lengths), len(CLASSES) - 1)
@@ -127,7 +136,14 @@ class _Tokens:
 
     def draw(self, rng: np.random.Generator, length_class: int) -> Document:
         members = self._members[length_class]
-        document = self._file[int(members[rng.integers(len(members))])]
+        index = int(members[rng.integers(len(members))])
+        document = self._file[index]
+        if document.ids.max() >= self._vocabulary:  # looked at here, since reading all at the start may take hours
+            raise RecipeError(
+                f"{self._directory}: document {index} holds token {document.ids.max()}, "
+                f"the model's vocabulary ends at {self._vocabulary}",
+                hint="ids.npy is damaged; write it again",
+            )
         learned = document.learned if self._assistant_only else np.ones(len(document.ids), dtype=bool)
         return Document(document.ids[: CLASSES[-1]], learned[: CLASSES[-1]], document.kind)
 
@@ -135,4 +151,4 @@ class _Tokens:
 def _open(source: DataSource, recipe: Recipe, vocabulary: int) -> _Copying | _Tokens:
     if source.kind == "copy":
         return _Copying(source, vocabulary)
-    return _Tokens(source, corpus.directory(source, recipe), vocabulary)
+    return _Tokens(source, corpus.directory(source, recipe), vocabulary, Tokenizer.open(recipe.tokenizer))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,9 @@ class Document:
     kind: str
 
 
+AGAIN = "write it again; what training made itself, under runs/data, it makes again once it is deleted"
+
+
 class DocumentFile:
     """An opened directory of documents."""
 
@@ -29,15 +33,32 @@ class DocumentFile:
             self.learned = np.load(directory / "mask.npy", mmap_mode="r")
             self.offsets: NDArray[np.int64] = np.load(directory / "offsets.npy")
             self._kinds = np.load(directory / "kinds.npy")
-            self.kind_names: list[str] = json.loads((directory / "meta.json").read_text(encoding="utf-8"))["kinds"]
-        except (OSError, ValueError, KeyError) as error:
-            raise RecipeError(
-                f"{directory} does not hold tokenised documents: {error}", hint="delete it: training makes it again"
-            ) from error
-        if len(self.offsets) == 0 or self.offsets[-1] != len(self.ids) or len(self.learned) != len(self.ids):
-            raise RecipeError(
-                f"{directory}: offsets, ids and learned disagree", hint="delete it: training makes it again"
+            meta: dict[str, Any] = json.loads((directory / "meta.json").read_text(encoding="utf-8"))
+            self.kind_names: list[str] = meta["kinds"]
+            self.vocab_size: int = meta["vocab_size"]
+            self.tokenizer: str = meta["tokenizer"]  # Tokenizer.digest
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise RecipeError(f"{directory} does not hold tokenised documents: {error}", hint=AGAIN) from error
+        if problem := self._problem():
+            raise RecipeError(f"{directory}: {problem}", hint=AGAIN)
+
+    def _problem(self) -> str | None:
+        """What in the files contradicts itself: one of them is cut, or of another writing."""
+        documents, offsets = len(self._kinds), self.offsets
+        if any(array.ndim != 1 or array.dtype.kind not in "iu" for array in (self.ids, self.learned, offsets)):
+            return "ids, mask and offsets must be lists of whole numbers"
+        if len(offsets) != documents + 1:
+            return (
+                f"offsets are {len(offsets)} and kinds {documents}, expected one offset more than kinds: they disagree"
             )
+        if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+            return "offsets do not rise from 0"
+        if not offsets[-1] == len(self.ids) == len(self.learned):
+            found = f"{len(self.ids)} ids and {len(self.learned)} in the mask"
+            return f"{offsets[-1]} tokens by offsets, {found}: they disagree"
+        if documents and self._kinds.max() >= len(self.kind_names):
+            return f"kind {self._kinds.max()} of a document is not among the {len(self.kind_names)} of meta.json"
+        return None
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -14,19 +14,22 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from baltoro.config import ModelConfig
 from baltoro.errors import RecipeError
-from baltoro.model.load import initialise, load
+from baltoro.model.load import checkpoint_parameters, random_parameters
 from baltoro.model.moe import MoE
-from baltoro.model.transformer import Observed, Transformer
+from baltoro.model.transformer import Block, Observed, Transformer
+from baltoro.train import guards
 from baltoro.train.data import PhaseData
 from baltoro.train.display import Display
 from baltoro.train.distributed import World
+from baltoro.train.guards import NotFiniteError
+from baltoro.train.layout import Layout, local, spread, whole
 from baltoro.train.muonclip import MuonClip, rebalance
 from baltoro.train.recipe import Phase, Recipe
 from baltoro.train.state import Progress, TrainState
@@ -45,50 +48,63 @@ class StepResult:
     load: float  # most loaded expert's tokens over the mean, worst layer
 
 
-def start(recipe: Recipe) -> TrainState:
-    """Random parameters, or those of `init`, in float32."""
+def start(recipe: Recipe, world: World | None = None) -> TrainState:
+    """Random parameters, or those of `init`, in float32: this process's part of them. world: None: alone"""
     if recipe.init:
-        if (packed := ModelConfig.open(recipe.init).packed_format) is not None:
+        config = ModelConfig.open(recipe.init)
+        if config.packed_format is not None:
             raise RecipeError(
-                f"init {recipe.init} is packed in {packed} for inference", hint="name the checkpoint it was made of"
+                f"init {recipe.init} is packed in {config.packed_format} for inference",
+                hint="name the checkpoint it was made of",
             )
-        model = load(recipe.init, dtype=torch.float32)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(not name.endswith("e_score_correction_bias"))
-        if recipe.model is not None and recipe.model != model.config:
+        if recipe.model is not None and recipe.model != config:
             raise RecipeError(f"[model] differs from the config of {recipe.init}", hint="leave one of them out")
+        parameters = checkpoint_parameters(recipe.init)
     else:
         assert recipe.model is not None  # recipe.read has checked it
-        model = initialise(recipe.model, seed=recipe.seed, start=recipe.start)
+        config = recipe.model
+        parameters = random_parameters(config, seed=recipe.seed, start=recipe.start)
+    layout = Layout.connected(World.alone() if world is None else world, recipe.parallel, config)
+    model = spread(config, layout, parameters)
     model.dtype = getattr(torch, recipe.dtype)
-    return TrainState(model.train(), MuonClip(model, recipe.optimizer), Progress())
+    for block in cast("list[Block]", list(model.model.layers)):
+        block.recompute = recipe.recompute
+    return TrainState(model.train(), MuonClip(model, recipe.optimizer, layout), Progress())
 
 
-def train_step(
-    state: TrainState, data: PhaseData, lanes: int, balance_rate: float, world: World, lr_scale: float
-) -> StepResult:
-    model, optimizer, progress = state.model, state.optimizer, state.progress
+def train_step(state: TrainState, data: PhaseData, lanes: int, balance_rate: float, lr_scale: float) -> StepResult:
+    """One step of all processes. Raises NotFiniteError, on all of them, before anything is changed by it."""
+    model, optimizer, progress, layout = state.model, state.optimizer, state.progress, state.layout
+    world = layout.world
     sums = torch.zeros(len(data.kinds))  # nats by kind
     counts = torch.zeros(len(data.kinds))  # learned tokens by kind
     peaks: list[Tensor] = []
     loads: list[Tensor] = []
     tokens = torch.zeros(1)
-    for lane in range(world.rank, lanes, world.size):
-        microbatch = data.microbatch(progress.phase_step, lane)
+    microbatches = [data.microbatch(progress.phase_step, lane) for lane in range(world.rank, lanes, world.size)]
+    for microbatch in microbatches:
         observed = Observed()
-        total, losses = model.loss(microbatch.batch, microbatch.targets, observed, same_weights=lane > world.rank)
+        total, losses = model.loss(microbatch.batch, microbatch.targets, observed, same_weights=bool(peaks))
+        peaks.append(torch.stack(observed.max_logits))
+        loads.append(torch.stack(observed.expert_tokens(model.config.n_routed_experts)).float())
         total.backward()  # pyright: ignore[reportUnknownMemberType]
         sums.index_add_(0, microbatch.kinds, losses)  # (rows,)
         counts.index_add_(0, microbatch.kinds, torch.ones_like(losses))
-        peaks.append(torch.stack(observed.max_logits))
-        loads.append(torch.stack(observed.expert_tokens(model.config.n_routed_experts)).float())
         tokens += len(microbatch.batch.ids)
     max_logits, expert_tokens = torch.stack(peaks).amax(0), torch.stack(loads).sum(0)  # (layers, H), (MoE layers, E)
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    world.sum_([*gradients, sums, counts, expert_tokens, tokens])
+    gradients = [(name, p, local(p.grad)) for name, p in model.named_parameters() if p.grad is not None]
+    shared: dict[World, list[Tensor]] = {group: [] for group in layout.groups}
+    for name, parameter, gradient in gradients:
+        place = layout.place(name, parameter)
+        if not place.sharded:  # FSDP2 has summed the others
+            shared[place.group].append(gradient)
+    shared[world] += [sums, counts, expert_tokens, tokens]
+    for group, parts in shared.items():
+        group.sum_(parts)
     world.max_([max_logits])
+    guards.check(model, world, sums, [(name, gradient) for name, _, gradient in gradients], microbatches, data.kinds)
     learned = counts.sum().clamp_min(1)
-    for gradient in gradients:
+    for _, _, gradient in gradients:
         gradient /= learned
     clipped = optimizer.step(lr_scale, list(max_logits))
     optimizer.zero_grad()
@@ -109,7 +125,7 @@ def train_step(
 def run(world: World, recipe: Recipe, evaluate: Evaluate | None) -> TrainState | None:
     """All phases from where the run stands; None when Ctrl-C or SIGTERM stopped it (saved, after a whole step)."""
     out = Path(recipe.out)
-    state = start(recipe)
+    state = start(recipe, world)
     resumed = state.resume(out)
     progress = state.progress
     display = Display() if world.leads else None
@@ -127,33 +143,29 @@ def run(world: World, recipe: Recipe, evaluate: Evaluate | None) -> TrainState |
             while progress.phase_step < phase.steps and not gate.passed:
                 began = time.monotonic()
                 lr_scale = _lr_scale(recipe, phase, progress)
-                result = train_step(state, data, recipe.lanes(phase), recipe.balance_rate, world, lr_scale)
+                try:
+                    result = train_step(state, data, recipe.lanes(phase), recipe.balance_rate, lr_scale)
+                except NotFiniteError as error:
+                    raise _stopped(error, state, out) from None
                 progress.seconds += time.monotonic() - began
                 progress.step += 1
                 progress.phase_step += 1
-                if not math.isfinite(result.loss):
-                    raise RecipeError(
-                        f"the loss is {result.loss} at step {progress.step}",
-                        hint=f"lower the learning rate; running again goes on from the last state in {out}",
-                    )
                 gate.watch(result)
                 if log is not None and display is not None:
                     log.step(progress, phase, lr_scale, result)
                     display.step(progress.phase_step, _note(progress, result))
                 stop_now = world.agree(bool(stopping))
                 if stop_now or world.agree(time.monotonic() - saved > 60 * recipe.save_minutes):
-                    if world.leads:
-                        state.save(out)
+                    state.save(out)
                     saved = time.monotonic()
                 if stop_now:
                     return None
                 due = 0 < 60 * recipe.evaluate_minutes < time.monotonic() - evaluated
-                if log is not None and evaluate is not None and due:
-                    log.scores(progress, evaluate(state.model))
+                if evaluate is not None and world.agree(due):
+                    _score(state, evaluate, log)
                     evaluated = time.monotonic()
             if gate.wanted and not gate.passed:
-                if world.leads:
-                    state.save(out)
+                state.save(out)
                 raise RecipeError(
                     f"phase {phase.name!r}: the loss of {phase.gate_kind!r} is {gate.mean:.2f} after {phase.steps} "
                     f"steps, its gate is {phase.gate_loss}",
@@ -162,11 +174,30 @@ def run(world: World, recipe: Recipe, evaluate: Evaluate | None) -> TrainState |
             progress.phase += 1
             progress.phase_step = 0
             progress.recent = []
-        if world.leads:
-            state.save(out)
-            if log is not None and evaluate is not None:
-                log.scores(progress, evaluate(state.model))
+        state.save(out)
+        if evaluate is not None:
+            _score(state, evaluate, log)
     return state
+
+
+def _score(state: TrainState, evaluate: Evaluate, log: Log | None) -> None:
+    """By the leading process alone, on the whole model; the others give it their parts."""
+    model = whole(state.model, state.layout)
+    if log is not None and model is not None:
+        log.scores(state.progress, evaluate(model))
+
+
+def _stopped(error: NotFiniteError, state: TrainState, out: Path) -> RecipeError:
+    """Save what was true before the step, beside what was saved last: which of both is good, a person has to say."""
+    step = state.progress.step
+    keep = out / f"state-{step}"
+    state.optimizer.zero_grad()
+    try:
+        state.save(out, keep=keep)
+    except RecipeError as unsaved:
+        return RecipeError(f"{error.message}; {unsaved.message}", hint=error.hint)
+    before = f", and the one saved before it is {keep}" if keep.exists() else ""
+    return RecipeError(f"{error.message}; the state before it is {out / 'state'}{before}", hint=error.hint)
 
 
 @contextlib.contextmanager
@@ -213,9 +244,11 @@ class Gate:
 
 
 def _lr_scale(recipe: Recipe, phase: Phase, progress: Progress) -> float:
-    """Warm-up over the run's first steps, and the phase's own straight line (constant, then decay: WSD)."""
+    """Warm-up over the run's first steps, and the phase's own line or half cosine (constant, then decay: WSD)."""
     warm = min(1.0, (progress.step + 1) / max(recipe.warmup_steps, 1))
     along = progress.phase_step / max(phase.steps - 1, 1)
+    if phase.lr_shape == "cosine":
+        along = (1 - math.cos(math.pi * along)) / 2
     return warm * (phase.lr_start + (phase.lr_end - phase.lr_start) * along)
 
 
@@ -261,5 +294,11 @@ class Log:
         self._write({"step": progress.step, "tokens": progress.tokens, "scores": scores})
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise RecipeError(
+                f"{self._file.name} cannot be written: {error.strerror}",
+                hint="make room; running again goes on from the last state that was saved",
+            ) from error

@@ -22,6 +22,8 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 from baltoro.config import ModelConfig
 from baltoro.errors import ConfigError, RecipeError
 from baltoro.model.load import Start
+from baltoro.train.distributed import World
+from baltoro.train.layout import Layout, ParallelConfig
 from baltoro.train.muonclip import OptimizerConfig
 
 T = TypeVar("T")
@@ -31,11 +33,13 @@ T = TypeVar("T")
 class DataSource:
     """Part of a phase's documents."""
 
-    kind: Literal["copy", "dialogues", "toolsets", "text"]  # see copying.py, synthesis/; text: JSON lines with `text`
+    # see copying.py, synthesis/; text: JSON lines with `text`; tokens: written before by synthesis/tokens.py
+    kind: Literal["copy", "dialogues", "toolsets", "text", "tokens"]
     weight: float = 1.0  # share of the phase's tokens, relative to the other sources
     documents: int = 0  # dialogues: how many are made
     seed: int = 1  # dialogues: of their generator
     file: str = ""  # text, toolsets: where it lies, gzipped
+    directory: str = ""  # tokens: where they lie
     loss: Literal["all", "assistant"] = "all"  # learn every token, or only what the assistant says
     lengths: tuple[int, ...] = ()  # copy: document lengths in tokens, drawn evenly
     vocabulary: int = 0  # copy: only ids below this; 0: the whole vocabulary
@@ -50,8 +54,10 @@ class Phase:
     steps: int  # at most
     data: tuple[DataSource, ...]
     tokens_per_step: int = 0  # 0: the recipe's
-    lr_start: float = 1.0  # times the peak rates, changing linearly ...
+    microbatch_tokens: int = 0  # 0: the recipe's; the longest context of the phase
+    lr_start: float = 1.0  # times the peak rates, changing steadily ...
     lr_end: float = 1.0  # ... to this at the last step
+    lr_shape: Literal["linear", "cosine"] = "linear"  # of the way between them
     gate_kind: str = ""  # the phase ends early, and only succeeds, once this kind's training loss ...
     gate_loss: float = 0.0  # ... is below this (nats a token, mean of 20 steps)
 
@@ -62,7 +68,7 @@ class Recipe:
     out: str  # directory of the run: state, log, picture, and checkpoint/ at the end
     optimizer: OptimizerConfig
     phases: tuple[Phase, ...]
-    model: ModelConfig | None = None  # None: that of `init`
+    model: ModelConfig | None = None  # [model], or the name of a preset or a config.json; None: that of `init`
     init: str = ""  # checkpoint directory to start from; "" starts from random parameters
     tokenizer: str = ""  # directory with tiktoken.model; copied beside the finished checkpoint
     start: Start = field(default_factory=Start)  # [start]: how random parameters are drawn
@@ -71,15 +77,17 @@ class Recipe:
     tokens_per_step: int = 16384
     microbatch_tokens: int = 4096
     balance_rate: float = 1e-3  # of the router's selection bias, a step
-    processes: int = 1  # data-parallel, one machine
+    recompute: bool = False  # keep each block's input alone and run it again for its gradients: less memory, more time
+    processes: int = 1  # on this machine; under torchrun as many as it starts
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # [parallel]: how the model is spread over them
     threads: int = 1  # a process
     save_minutes: float = 5.0
     evaluate_minutes: float = 20.0  # held-out scores by kind; 0: only at the end
-    evaluate_examples: int = 64  # a kind
+    evaluate_examples: int = 64  # a kind; 0: none are taken
 
     def lanes(self, phase: Phase) -> int:
         """Microbatches of one step, over all processes."""
-        return (phase.tokens_per_step or self.tokens_per_step) // self.microbatch_tokens
+        return (phase.tokens_per_step or self.tokens_per_step) // (phase.microbatch_tokens or self.microbatch_tokens)
 
 
 def read(path: str | Path) -> Recipe:
@@ -92,9 +100,12 @@ def read(path: str | Path) -> Recipe:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
     problems: list[str] = []
-    if isinstance(content.get("model"), dict):
+    if isinstance(content.get("model"), (dict, str)):
         try:
-            content["model"] = ModelConfig.from_dict(content["model"], source="[model]")
+            if isinstance(content["model"], str):
+                content["model"] = ModelConfig.open(content["model"])
+            else:
+                content["model"] = ModelConfig.from_dict(content["model"], source="[model]")
         except ConfigError as error:
             problems.append(error.message)
             del content["model"]
@@ -106,8 +117,36 @@ def read(path: str | Path) -> Recipe:
     return recipe
 
 
+def check_processes(recipe: Recipe, processes: int) -> None:
+    """Raises RecipeError where what a recipe asks for cannot be divided among so many processes."""
+    problems = _indivisible(recipe, processes)
+    if problems:
+        raise RecipeError("; ".join(problems), hint="change tokens_per_step, microbatch_tokens or the processes")
+    if recipe.model is not None:
+        Layout.planned(World(0, processes), recipe.parallel, recipe.model)
+
+
+def _indivisible(recipe: Recipe, processes: int) -> list[str]:
+    problems: list[str] = []
+    own = {(p.tokens_per_step or recipe.tokens_per_step, p.microbatch_tokens or recipe.microbatch_tokens)
+           for p in recipe.phases}  # fmt: skip
+    for tokens, microbatch in sorted(own or {(recipe.tokens_per_step, recipe.microbatch_tokens)}):
+        if microbatch > 0 and processes > 0 and tokens % (microbatch * processes):
+            problems.append(
+                f"tokens_per_step {tokens} is not a multiple of microbatch_tokens {microbatch} "
+                f"times processes {processes}"
+            )
+    return problems
+
+
 # What only one kind of source reads; elsewhere it would be ignored
-_OPTIONS_OF = {"lengths": "copy", "whole_vocabulary": "copy", "documents": "dialogues", "file": "text or toolsets"}
+_OPTIONS_OF = {
+    "lengths": "copy",
+    "whole_vocabulary": "copy",
+    "documents": "dialogues",
+    "file": "text or toolsets",
+    "directory": "tokens",
+}
 _DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataSource)}
 
 
@@ -118,6 +157,10 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"{key} is {getattr(recipe, key)}, expected at least 1")
     if recipe.seed < 0:
         problems.append(f"seed is {recipe.seed}, expected 0 or more")
+    if recipe.optimizer.qk_clip_tau <= 0:
+        problems.append(f"optimizer.qk_clip_tau is {recipe.optimizer.qk_clip_tau}, expected more than 0")
+    if recipe.parallel.expert < 1:
+        problems.append(f"parallel.expert is {recipe.parallel.expert}, expected at least 1")
     for pattern in recipe.optimizer.adamw_matrices:
         try:
             re.compile(pattern)
@@ -125,20 +168,14 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"optimizer.adamw_matrices: {pattern!r} is not a regular expression: {error}")
     if recipe.model is None and not recipe.init:
         problems.append("[model] is missing, and there is no init to take the config from")
-    smallest = recipe.microbatch_tokens * recipe.processes
-    for tokens in sorted({recipe.tokens_per_step, *(phase.tokens_per_step or smallest for phase in recipe.phases)}):
-        if smallest > 0 and tokens % smallest:
-            problems.append(
-                f"tokens_per_step {tokens} is not a multiple of microbatch_tokens {recipe.microbatch_tokens} "
-                f"times processes {recipe.processes}"
-            )
+    problems += _indivisible(recipe, recipe.processes)
     if not recipe.phases:
         problems.append("there is no [[phases]]")
     for phase in recipe.phases:
         if not phase.data:
             problems.append(f"phase {phase.name!r} has no [[phases.data]]")
-        if phase.steps < 1 or phase.tokens_per_step < 0:
-            problems.append(f"phase {phase.name!r}: steps and tokens_per_step must be positive")
+        if phase.steps < 1 or phase.tokens_per_step < 0 or phase.microbatch_tokens < 0:
+            problems.append(f"phase {phase.name!r}: steps, tokens_per_step and microbatch_tokens must be positive")
         if bool(phase.gate_kind) != (phase.gate_loss > 0):
             problems.append(f"phase {phase.name!r}: gate_kind and a gate_loss above 0 belong together")
         for source in phase.data:
@@ -153,6 +190,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
                 problems.append(f"phase {phase.name!r}: dialogues need documents, how many to make")
             if source.kind in ("text", "toolsets") and not source.file:
                 problems.append(f"phase {phase.name!r}: {source.kind} needs a file")
+            if source.kind == "tokens" and not source.directory:
+                problems.append(f"phase {phase.name!r}: tokens need a directory")
             if source.kind != "copy" and not recipe.tokenizer:
                 problems.append(f"phase {phase.name!r}: {source.kind} needs the recipe's tokenizer")
     return problems

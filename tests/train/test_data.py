@@ -20,7 +20,7 @@ from baltoro.train.synthesis import tokens
 from tests import vocabulary
 from tests.train import tiny_runs
 
-VOCABULARY = 512
+VOCABULARY = vocabulary.tokenizer().vocab_size
 COPY = DataSource(kind="copy", lengths=(64, 128, 256), weight=0.5)
 TEXT = DataSource(kind="text", file="text.jsonl.gz", weight=0.2)
 DIALOGUES = DataSource(kind="dialogues", documents=1, weight=0.3, loss="assistant")
@@ -154,3 +154,29 @@ def test_a_source_without_a_long_enough_document_is_refused(recipe: Recipe) -> N
         tokens.write_tokens(corpus.directory(TEXT, recipe), documents, vocabulary.tokenizer())
         with pytest.raises(RecipeError, match="no document of at least 8 tokens"):
             data(recipe)
+
+
+def test_documents_written_with_another_tokenizer_are_refused_though_their_ids_would_fit(recipe: Recipe) -> None:
+    directory = corpus.directory(TEXT, recipe)
+    meta = json.loads((directory / "meta.json").read_text())
+    assert meta["tokenizer"] == vocabulary.tokenizer().digest
+    (directory / "meta.json").write_text(json.dumps(meta | {"tokenizer": "0" * 64}))
+    with pytest.raises(RecipeError, match="was written with tokenizer 000000000000, the recipe's is") as caught:
+        data(recipe)
+    assert str(directory) in caught.value.message
+
+
+def test_an_id_beyond_the_vocabulary_is_named_with_its_document(recipe: Recipe) -> None:
+    directory = corpus.directory(TEXT, recipe)
+    ids = np.load(directory / "ids.npy")
+    ids[:] = 600
+    np.save(directory / "ids.npy", ids)
+    stream = data(replace(recipe, phases=(phase(TEXT),)))
+    with pytest.raises(RecipeError, match=r"document \d+ holds token 600, the model's vocabulary ends at 563"):
+        stream.microbatch(0, 0)
+
+
+def test_a_directory_of_tokens_is_a_source_of_its_own(recipe: Recipe) -> None:
+    brought = DataSource(kind="tokens", directory=str(corpus.directory(TEXT, recipe)))
+    found = data(replace(recipe, phases=(phase(brought),)))
+    assert contents(found.microbatch(0, 0)) == contents(data(replace(recipe, phases=(phase(TEXT),))).microbatch(0, 0))

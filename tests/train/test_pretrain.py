@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -79,7 +82,7 @@ def test_pretraining_leaves_a_checkpoint_a_log_and_a_picture_and_sft_goes_on_fro
     assert Path("out/curves.png").read_bytes().startswith(b"\x89PNG")
     assert Path("out/checkpoint/tiktoken.model").read_bytes() == (NANO / "tiktoken.model").read_bytes()
     model = load("out/checkpoint")
-    parameters = load_file("out/state/parameters.safetensors")
+    parameters = load_file("out/state/parameters-00000-of-00001.safetensors")
     assert parameters.keys() == model.state_dict().keys()
     for name, value in model.state_dict().items():
         kept = parameters[name] if "e_score_correction_bias" in name else parameters[name].bfloat16().float()
@@ -117,3 +120,23 @@ def test_a_picture_is_drawn_of_a_run_that_fails() -> None:
     with pytest.raises(RecipeError, match=r"its gate is 0\.01"):
         pretrain.main(recipe(changed(('name = "copy"', gate))))
     assert Path("out/curves.png").exists() and not Path("out/checkpoint").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_and_of_their_errors_one_is_told() -> None:
+    root = Path(__file__).parents[2]
+    text = tiny_runs.TOML.replace("OUT", "out").replace("steps = 8", "steps = 2")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "baltoro", "pretrain"]
+
+    def run(parallel: str) -> subprocess.CompletedProcess[str]:
+        path = recipe(text.replace("[model]", f"[parallel]\n{parallel}\n[model]"))
+        environment = os.environ | {"PYTHONPATH": str(root)}
+        return subprocess.run([*command, str(path)], env=environment, capture_output=True, text=True, check=False)
+
+    done = run("expert = 2\nshard = true")
+    assert done.returncode == 0, done.stderr
+    assert len(log("out")) == 2 and len(list(Path("out/state").glob("momentum-*-of-00002.safetensors"))) == 2
+    assert load("out/checkpoint")(Batch.of([[3, 4, 5]])).isfinite().all()
+    refused = run("expert = 4")
+    assert refused.returncode != 0
+    assert refused.stderr.count("error: [parallel] expert is 4, which does not divide the 2 processes") == 1

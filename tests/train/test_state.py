@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import resource
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,7 +37,7 @@ def trained(recipe: Recipe, steps: int) -> TrainState:
 def take(recipe: Recipe, state: TrainState, steps: int) -> None:
     data = PhaseData(recipe.phases[0], recipe, 64, 0)
     for _ in range(steps):
-        loop.train_step(state, data, 2, 1e-3, World.alone(), 1.0)
+        loop.train_step(state, data, 2, 1e-3, 1.0)
         state.progress.step += 1
         state.progress.phase_step += 1
 
@@ -114,7 +119,7 @@ def test_a_save_killed_anywhere_leaves_the_old_or_the_new_state_even_twice_in_a_
 
 
 @pytest.mark.parametrize(
-    "name", ["parameters.safetensors", "momentum.safetensors", "adamw.safetensors", "progress.json"]
+    "name", [f"{kind}-00000-of-00001.safetensors" for kind in ("parameters", "momentum", "adamw")] + ["progress.json"]
 )
 def test_a_broken_or_missing_file_is_an_error_with_its_place(tmp_path: Path, name: str) -> None:
     recipe = tiny_runs.recipe(tmp_path)
@@ -155,3 +160,55 @@ def test_parameters_that_are_not_finite_never_replace_a_good_state(tmp_path: Pat
     fresh = loop.start(recipe)
     assert fresh.resume(tmp_path)
     tiny_runs.assert_same_bits(tiny_runs.tensors(fresh), good)
+
+
+@contextlib.contextmanager
+def full_disk(file_bytes: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes: writes fail as they do on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("file_bytes", [0, 100, 5_000, 20_000])
+def test_a_full_disk_is_one_error_and_the_last_good_state_stays(tmp_path: Path, file_bytes: int) -> None:
+    recipe = tiny_runs.recipe(tmp_path)
+    state = trained(recipe, 1)
+    state.save(tmp_path)
+    good = tiny_runs.tensors(state)
+    take(recipe, state, 1)
+    with full_disk(file_bytes), pytest.raises(RecipeError, match="the state of step 2 cannot be saved: ") as caught:
+        state.save(tmp_path)
+    assert "make room" in caught.value.hint
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["state"]
+    fresh = loop.start(recipe)
+    assert fresh.resume(tmp_path) and fresh.progress.step == 1
+    tiny_runs.assert_same_bits(tiny_runs.tensors(fresh), good)
+    state.save(tmp_path)  # there is room again
+    assert fresh.resume(tmp_path) and fresh.progress.step == 2
+
+
+def test_a_log_on_a_full_disk_is_one_error(tmp_path: Path) -> None:
+    with full_disk(2_000), pytest.raises(RecipeError, match=r"log\.jsonl cannot be written: "):
+        loop.run(World.alone(), tiny_runs.recipe(tmp_path, phases=(tiny_runs.phase(steps=40),)), None)
+
+
+def test_a_missing_process_of_a_state_is_named(tmp_path: Path) -> None:
+    recipe = tiny_runs.recipe(tmp_path)
+    trained(recipe, 1).save(tmp_path)
+    for path in (tmp_path / "state").glob("momentum-*"):
+        path.rename(path.with_name("momentum-00000-of-00002.safetensors"))
+    with pytest.raises(RecipeError, match=r"momentum-00001-of-00002\.safetensors is missing"):
+        loop.start(recipe).resume(tmp_path)
+
+
+def test_a_run_killed_at_random_moments_ends_bitwise_as_one_that_was_not(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "tests/train/kill_runs.py", str(tmp_path / "runs"), "--kills", "4"]
+    process = subprocess.run(
+        command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stdout + process.stderr

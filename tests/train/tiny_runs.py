@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from baltoro.config import ModelConfig
@@ -92,13 +93,23 @@ def log(out: Path) -> list[dict[str, Any]]:
 
 
 def tensors(state: TrainState) -> dict[str, Tensor]:
-    """Everything that training changes: parameters, momentum, AdamW's moments and step counts."""
-    optimizer = state.optimizer.state_dict()
+    """Everything that training changes, of a process that is alone: parameters, momentum, AdamW's moments."""
     found = dict(state.model.state_dict())
-    found |= {f"momentum.{name}": value for name, value in optimizer["momentum"].items()}
-    for index, values in optimizer["adamw"]["state"].items():
-        found |= {f"adamw.{index}.{key}": value for key, value in values.items()}
+    found |= {f"{piece.kind}.{piece.name}": piece.tensor for piece in state.optimizer.pieces()}
     return {name: value.detach().clone() for name, value in found.items()}
+
+
+def saved(directory: Path) -> dict[str, Tensor]:
+    """The same of a saved state, whatever number of processes wrote it: pieces in the order of where they begin."""
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    for path in directory.glob("*.safetensors"):
+        kind = path.name.partition("-")[0]
+        with safe_open(path, "pt") as file:
+            for name, first in json.loads(file.metadata()["firsts"]).items():
+                key = f"momentum.{name}" if kind == "momentum" else name
+                pieces.setdefault(key, []).append((first, file.get_tensor(name)))
+    return {name: torch.cat([tensor for _, tensor in sorted(found, key=lambda piece: piece[0])])
+            for name, found in pieces.items()}  # fmt: skip
 
 
 def assert_same_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """Dialogues and texts as token files: what a training run reads.
 
-A directory of flat arrays: `ids.npy` (uint16), `mask.npy` (uint8, 1 where the token is a target),
+A directory of flat arrays: `ids.npy` (uint16, or uint32 of a larger vocabulary), `mask.npy` (uint8, 1 where the token is a target),
 `offsets.npy` (int64, documents + 1), `kinds.npy` (uint8, an index into `kinds` of `meta.json`).
 """
 
@@ -24,7 +24,6 @@ import numpy as np
 
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
-from baltoro.errors import RecipeError
 from baltoro.train.synthesis.dialogues import Dialogue, generate
 from baltoro.train.synthesis.split import Split
 
@@ -89,28 +88,24 @@ def write_tokens(
     path: Path, documents: Iterable[Document], tokenizer: Tokenizer, *, total: int | None = None
 ) -> dict[str, Any]:
     """Write `total` documents (None: all) as a token directory, whole or not at all; returns its meta.json."""
-    if tokenizer.vocab_size > 2**16:
-        raise RecipeError(
-            f"vocabulary of {tokenizer.vocab_size} tokens, expected at most {2**16}",
-            hint="token files hold 16-bit ids; they are meant for small models",
-        )
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     names: dict[str, int] = {}
     offsets, kinds, targets = array("q", [0]), bytearray(), 0
+    width, dtype = ("H", np.uint16) if tokenizer.vocab_size <= 2**16 else ("I", np.uint32)
     with (partial / "ids.raw").open("wb") as ids, (partial / "mask.raw").open("wb") as mask:
         for document in _progress(islice(documents, total), total):
-            ids.write(array("H", document.ids).tobytes())
+            ids.write(array(width, document.ids).tobytes())
             mask.write(bytes(document.mask))
             offsets.append(offsets[-1] + len(document.ids))
             targets += sum(document.mask)
             kinds.append(names.setdefault(document.kind, len(names)))
     meta = {
         "kinds": list(names), "documents": len(kinds), "tokens": offsets[-1], "targets": targets,
-        "vocab_size": tokenizer.vocab_size,
+        "vocab_size": tokenizer.vocab_size, "tokenizer": tokenizer.digest,
     }  # fmt: skip
-    for name, kind in (("ids", np.uint16), ("mask", np.uint8)):
+    for name, kind in (("ids", dtype), ("mask", np.uint8)):
         raw = partial / f"{name}.raw"
         np.save(partial / f"{name}.npy", np.memmap(raw, kind, "r") if offsets[-1] else np.empty(0, kind))
         raw.unlink()
