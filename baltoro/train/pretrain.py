@@ -37,10 +37,10 @@ def _process(world: World, recipe: Recipe) -> None:
         if world.leads and (out / "log.jsonl").exists():
             curves.draw(out / "log.jsonl", out / "curves.png")
     if state is not None and world.leads:
-        _export(state.model, recipe)
+        export(state.model, recipe)
 
 
-def _export(model: loop.Transformer, recipe: Recipe) -> None:
+def export(model: loop.Transformer, recipe: Recipe) -> None:
     """The finished model as a checkpoint directory: block-fp8 if its config says so, with its vocabulary."""
     directory = Path(recipe.out) / "checkpoint"
     if directory.exists():
