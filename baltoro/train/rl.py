@@ -8,7 +8,6 @@ iteration:  prompts ─> actor.draw (our engine, these parameters) ─> rewards 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +98,7 @@ def run(world: World, recipe: RLRecipe, evaluate: loop.Evaluate | None) -> Train
             ]
             actor.draw(groups, temperature=temperature, allowance=recipe.allowance_tokens)
             ended, groups = [g for g in groups if g.ended], [g for g in groups if not g.ended]
-            rewards = [_rewards(group, recipe, critic) for group in ended]
+            rewards = [rewards_of(group, recipe, critic) for group in ended]
             report = Report(recipe, temperature)
             report.drawn(ended, rewards, len(groups))
             if beginning is not None:
@@ -111,11 +110,6 @@ def run(world: World, recipe: RLRecipe, evaluate: loop.Evaluate | None) -> Train
             progress.seconds += time.monotonic() - began
             progress.step += 1
             line = report.line(world, progress)
-            if not math.isfinite(line["loss"]):
-                raise RecipeError(
-                    f"the loss is {line['loss']} at iteration {progress.step}",
-                    hint=f"lower the learning rate; running again goes on from the last state in {out}",
-                )
             if log is not None and display is not None:
                 log.write(line)
                 display.step(progress.step, report.note(line))
@@ -141,7 +135,7 @@ def _save(world: World, state: TrainState, out: Path, groups: Sequence[Group]) -
         unfinished.forget_others(out, state.progress.step)
 
 
-def _rewards(group: Group, recipe: RLRecipe, critic: Critic | None) -> list[float]:
+def rewards_of(group: Group, recipe: RLRecipe, critic: Critic | None) -> list[float]:
     """Of each rollout: what its environment says, less where it was cut, and what the critic adds."""
     found = [-recipe.truncation_penalty if r.reward is None else r.reward for r in group.rollouts]
     if critic is None or recipe.critic is None or not critic.asks(group):
@@ -240,3 +234,9 @@ class Trainer:
         report.max_logit = max(report.max_logit, float(max_logits.max()))
         report.lr_scale = scale
         state.optimizer.zero_grad()
+        for name, parameter in state.model.named_parameters():
+            if not parameter.isfinite().all():  # here, before anything draws with it
+                raise RecipeError(
+                    f"{name} is not finite any more at iteration {iteration}",
+                    hint=f"lower the learning rate; running again goes on from the last state in {recipe.out}",
+                )

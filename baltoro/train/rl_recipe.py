@@ -2,7 +2,7 @@
 
     seed = 1                                [optimizer]   see muonclip.OptimizerConfig
     out = "runs/rl_nano"                    [[tasks]]     what is asked, and in how many tokens
-    init = "runs/sft_nano/checkpoint"       [[ptx]]       documents that go on being learned, as [[phases.data]] has them
+    init = "runs/sft_nano/checkpoint"       [[ptx]]       documents to go on learning, as [[phases.data]] has them
     tokenizer = "baltoro/nano"              [critic]      an endpoint that ranks answers
 
 Unknown keys are refused with the nearest name. Relative paths are read from the working directory.
