@@ -62,11 +62,15 @@ class Critic:
             trust_env=False,  # a proxy would see every prompt
         )
         self._pool = ThreadPoolExecutor(config.parallel)
-        self.unread = 0  # verdicts that were neither A, B nor TIE
-        self.asked = 0
+        self._verdicts: list[bool] = []  # whether each could be read, since `counts`
 
     def asks(self, group: Group) -> bool:
         return not self._config.kinds or group.task.kind in self._config.kinds
+
+    def counts(self) -> tuple[int, int]:
+        """Comparisons since the last call, and those whose verdict was neither A, B nor TIE."""
+        asked, self._verdicts = self._verdicts, []
+        return len(asked), asked.count(False)
 
     def rank(self, group: Group) -> list[float]:
         """Share of comparisons that each rollout won, 0 to 1, their mean 0.5; cut ones lose without being asked.
@@ -100,10 +104,9 @@ class Critic:
             f"Conversation:\n{told(prompt)}\n\nAnswer A:\n{told(a)}\n\nAnswer B:\n{told(b)}\n\n"
             "Which answer is better by the rubrics? Say A, B or TIE."
         )
-        self.asked += 1
         found = _VERDICT.findall(said)
+        self._verdicts.append(bool(found))
         if not found:
-            self.unread += 1
             return 0.5
         return {"A": 1.0, "B": 0.0, "TIE": 0.5}[found[-1]]
 

@@ -101,6 +101,8 @@ def run(world: World, recipe: RLRecipe, evaluate: loop.Evaluate | None) -> Train
             rewards = [rewards_of(group, recipe, critic) for group in ended]
             report = Report(recipe, temperature)
             report.drawn(ended, rewards, len(groups))
+            if critic is not None:
+                report.judged(*critic.counts())
             if beginning is not None:
                 report.distance = _distance(state.model, beginning, ended, recipe.kl_tokens)
             for update in range(recipe.updates):

@@ -17,6 +17,7 @@ from baltoro.train.state import Progress
 _COUNTED = (
     "episodes", "tokens", "cut", "groups", "agreed", "unfinished", "loss", "taught", "entropy", "rows", "mismatch",
     "first_rows", "ratio", "ptx_nats", "ptx_tokens",
+    "verdicts", "unread",
 )  # fmt: skip
 
 
@@ -48,6 +49,11 @@ class Report:
             sums["episodes"] += len(each)
             sums["tokens"] += sum(rollout.num_drawn for rollout in group.rollouts)
             sums["cut"] += sum(rollout.cut for rollout in group.rollouts)
+
+    def judged(self, asked: int, unread: int) -> None:
+        """By the critic: comparisons, and those whose verdict could not be read."""
+        self._sums["verdicts"] += asked
+        self._sums["unread"] += unread
 
     def stepped(self, found: Sums, packed: Packed, *, first: bool) -> None:
         """first: of the iteration's first update, before which the engine's weights are the trainer's."""
@@ -96,6 +102,8 @@ class Report:
         }
         if sums["ptx_tokens"]:
             line["ptx"] = _mean(sums["ptx_nats"], sums["ptx_tokens"])
+        if sums["verdicts"]:
+            line["unread_verdicts"] = _mean(sums["unread"], sums["verdicts"])
         return line
 
     @staticmethod

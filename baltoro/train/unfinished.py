@@ -7,6 +7,7 @@ They are written before the state and the older ones deleted after it: a state o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,10 @@ from baltoro.train.tasks import Tasks
 def save(out: Path, step: int, rank: int, groups: Sequence[Group]) -> None:
     folder = out / "rollouts"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [{"group": g.number, "rollouts": [rollout.saved() for rollout in g.rollouts]} for g in groups]
+    rows = [
+        {"group": g.number, "prompt": _digest(g), "rollouts": [rollout.saved() for rollout in g.rollouts]}
+        for g in groups
+    ]
     temporary = folder / f"{step}-{rank}.tmp"
     temporary.write_text(json.dumps(rows), encoding="utf-8")
     temporary.replace(folder / f"{step}-{rank}.json")
@@ -45,6 +49,8 @@ def load(out: Path, step: int, rank: int, processes: int, tasks: Tasks, tokenize
                 if number % processes != rank:
                     continue
                 group = Group.of(number, tasks.task(number), len(row["rollouts"]), tokenizer)
+                if _digest(group) != row["prompt"]:
+                    raise ValueError(f"group {number} has another prompt now: the tasks have changed")
                 for rollout, saved in zip(group.rollouts, row["rollouts"], strict=True):
                     rollout.replay(saved)
                 groups.append(group)
@@ -53,3 +59,9 @@ def load(out: Path, step: int, rank: int, processes: int, tasks: Tasks, tokenize
                 f"{path} cannot be taken up: {error!r}", hint="delete the run's rollouts/ to draw them anew"
             ) from error
     return sorted(groups, key=lambda group: group.number)
+
+
+def _digest(group: Group) -> str:
+    """Of the prompt that its rollouts began from."""
+    prompt = group.rollouts[0].prompt
+    return hashlib.sha256(repr((prompt.messages, [tool.declaration for tool in prompt.tools])).encode()).hexdigest()

@@ -106,7 +106,7 @@ def test_each_answer_stands_first_about_as_often_as_second(tmp_path: Path) -> No
 def test_a_verdict_that_cannot_be_read_is_a_tie(tmp_path: Path) -> None:
     with endpoint(lambda _: said("Both are fine, I believe.")) as (url, _), Critic(config(url)) as judge:
         assert judge.rank(group(tmp_path, ["x", "y"])) == [0.5, 0.5]
-        assert (judge.asked, judge.unread) == (1, 1)
+        assert [judge.counts(), judge.counts()] == [(1, 1), (0, 0)]
 
 
 def test_a_busy_critic_is_asked_again_and_one_that_fails_is_named(

@@ -203,6 +203,8 @@ def test_a_tokenizer_of_another_model_and_damaged_rollouts_are_refused(tmp_path:
         rl.run(ALONE, tiny_rl.recipe(tmp_path / "a", tokenizer=str(tiny_checkpoint)), None)
     recipe = tiny_rl.recipe(tmp_path / "b", iterations=1, allowance_tokens=3)
     rl.run(ALONE, recipe, None)
+    with pytest.raises(RecipeError, match="the tasks have changed"):
+        rl.run(ALONE, replace(recipe, iterations=2, task_seed=8), None)
     (rollouts,) = (tmp_path / "b" / "rollouts").iterdir()
     rollouts.write_text('[{"group": 0}]')
     with pytest.raises(RecipeError, match="cannot be taken up"):
