@@ -72,7 +72,7 @@ def run(world: World, recipe: RLRecipe, evaluate: loop.Evaluate | None) -> Train
     groups = unfinished.load(out, progress.step, world.rank, world.size, tasks, tokenizer) if resumed else []
     beginning = load(recipe.init) if world.leads and recipe.kl_tokens else None
     trainer = Trainer(state, recipe, training, world)
-    display = Display() if world.leads else None
+    display = Display(quiet_steps=1) if world.leads else None
     log = loop.Log(out / "log.jsonl", progress.step if resumed else 0) if world.leads else None
     with (
         display or contextlib.nullcontext(),
@@ -131,7 +131,7 @@ def run(world: World, recipe: RLRecipe, evaluate: loop.Evaluate | None) -> Train
 def _save(world: World, state: TrainState, out: Path, groups: Sequence[Group]) -> None:
     """Rollouts first, on every process; then the state that they belong to."""
     unfinished.save(out, state.progress.step, world.rank, groups)
-    world.agree(True)  # all have written
+    world.sum_([torch.zeros(1)])  # returns when all have written
     if world.leads:
         state.save(out)
         unfinished.forget_others(out, state.progress.step)

@@ -79,7 +79,7 @@ class RLRecipe:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of the trainer's forward and backward pass
     warmup_steps: int = 5
     lr_end: float = 1.0  # the learning rate changes linearly to this times its peak
-    microbatch_tokens: int = 8192
+    microbatch_tokens: int = 4096  # of a forward and backward pass, padding included
     processes: int = 1  # data-parallel, one machine
     threads: int = 1  # a process
     save_minutes: float = 5.0
