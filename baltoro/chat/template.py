@@ -72,18 +72,20 @@ def render(
     *,
     add_generation_prompt: bool = True,
     sort_tool_keys: bool = False,
+    begins: bool = True,
 ) -> Rendered:
     """The prompt of K2's own template, byte for byte.
 
     Call ids are printed as they are; `call_ids.canonicalize` comes before. Image parts print K2's placeholder as the
     template does, though the model cannot see: refusing images is the server's decision. `sort_tool_keys` orders the
     keys of declarations as later tokenizer wrappers of the family do. The reference has no `partial` messages: here
-    such a turn stays open behind its text, under its own name, and no other is begun.
+    such a turn stays open behind its text, under its own name, and no other is begun. Without `begins` the messages go
+    on behind a conversation that is ids already, and there is no default system turn.
     """
     segments: list[Segment] = []
     if tools:
         segments += _turn(_OTHER_ROLE_TOKEN, "tool_declare", [Segment(_declarations(tools, sort_tool_keys))])
-    if messages and messages[0].role != "system":
+    if begins and messages and messages[0].role != "system":
         # The line break behind the default prompt is an artefact of the reference, and the model is served with it.
         segments += [*_turn(_OTHER_ROLE_TOKEN, "system", [Segment(DEFAULT_SYSTEM)]), Segment("\n")]
     for index, message in enumerate(messages):

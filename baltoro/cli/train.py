@@ -44,3 +44,11 @@ def sft(recipe: Annotated[Path, typer.Argument(help="A TOML recipe, as in recipe
     from baltoro.train import sft as training
 
     training.main(recipe)
+
+
+@app.command()
+def rl(recipe: Annotated[Path, typer.Argument(help="A TOML recipe, as in recipes/.")]) -> None:
+    """Let a model learn from rewards that can be checked, or go on."""
+    from baltoro.train import rl as training
+
+    training.main(recipe)

@@ -128,6 +128,11 @@ class Pages:
         if self.tree:
             self.tree.release(lent)
 
+    def forget(self) -> None:
+        """The tree's pages are free, as far as nobody holds them: what they say is true no longer."""
+        while self.tree and (node := self.tree.evict()) is not None:
+            self._free.append(node.page)
+
     def _take(self) -> int:
         if self._free:
             return self._free.pop()

@@ -8,6 +8,7 @@ the engine's thread     engine/loop.py: orders -> scheduler -> pack -> model -> 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Any, Self
 
@@ -70,6 +71,32 @@ class Engine:
         """Queue it; its sink hears of every token on the engine's thread, and lastly of its end, exactly once."""
         self._check(request)
         self._orders.submit(Sequence.of(request, speculate=self._config.speculate))
+
+    def submit_all(self, requests: Iterable[Request]) -> None:
+        """As `submit`, and no step runs before all of them are queued: an idle engine then takes the same steps each
+        time, and even weights whose sums depend on the rows beside them give the same bits."""
+        sequences = list[Sequence]()
+        for request in requests:
+            self._check(request)
+            sequences.append(Sequence.of(request, speculate=self._config.speculate))
+        with self._orders:
+            for sequence in sequences:
+                self._orders.submit(sequence)
+
+    def forget_prefixes(self) -> None:
+        """For who has changed the weights: whatever was computed with the old ones is not used again.
+
+        Weights may be changed, and this called, while nothing is under way.
+        """
+        with self._orders:  # nothing is submitted meanwhile, and a thread that has nothing to do waits here
+            if self._orders.num_live:
+                raise EngineError(
+                    f"{self._orders.num_live} requests are under way", hint="change weights when all have ended"
+                )
+            if self._files is not None:
+                raise EngineError("prefixes on disk were computed with the old weights", hint="leave the files out")
+            if self._supervisor.loop is not None:
+                self._supervisor.loop.pages.forget()
 
     def cancel(self, request: Request) -> None:
         """End it before the next step, with CANCELLED; one that has ended already is left alone."""
@@ -166,6 +193,11 @@ class Engine:
                     hint="the ids come from another tokenizer",
                     param=name,
                 )
+        if request.constraint is not None and request.sampling.tempered_logprobs:
+            raise RequestError(
+                "tempered_logprobs beside a constraint, expected nothing but the temperature to change what is drawn",
+                param="tempered_logprobs",
+            )
         if request.prompt_logprobs is not None and request.prompt_logprobs < 0:
             raise RequestError(
                 f"prompt_logprobs is {request.prompt_logprobs}, expected at least 0", param="prompt_logprobs"

@@ -16,14 +16,16 @@ from baltoro.engine.sequence import Chunk
 from baltoro.errors import EngineError
 
 
-def score(logits: NDArray[np.float32], token: int, num_top: int) -> Scored:
-    """`token` among the `num_top` likeliest of `logits` (V,), by their log-softmax.
+def score(logits: NDArray[np.float32], token: int, num_top: int, temperature: float = 1.0) -> Scored:
+    """`token` among the `num_top` likeliest of `logits` (V,), by the log-softmax of logits / temperature.
 
     Exponentials are float32, their sum float64: about 1e-7 of an error, whatever the vocabulary.
     """
     best = float(logits.max())
     if not math.isfinite(best):  # max keeps a NaN
         raise EngineError(f"the largest logit is {best}, expected a finite number", hint="the model's weights overflow")
+    if temperature != 1.0:
+        logits, best = logits / np.float32(temperature), best / temperature
     norm = best + math.log(np.exp(logits - np.float32(best)).sum(dtype=np.float64))
     ids = {token, *(largest(logits, min(num_top, len(logits))).tolist() if num_top else ())}
     top = sorted(((each, float(logits[each]) - norm) for each in ids), key=lambda pair: (-pair[1], pair[0]))

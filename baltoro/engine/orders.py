@@ -89,6 +89,11 @@ class Orders:
         return self._closed
 
     @property
+    def num_live(self) -> int:
+        """Submitted, and not ended."""
+        return len(self._live)
+
+    @property
     def num_waiting(self) -> int:
         """Submitted, and not running."""
         return max(0, len(self._live) - self.num_running)

@@ -159,7 +159,10 @@ class Output:
                 )
             if constraint is not None:
                 constraint.advance(token)
-            scored = None if sampling.logprobs is None else logprobs.score(logits, token, sampling.logprobs)
+            scored = None
+            if sampling.logprobs is not None:
+                at = sampling.temperature if sampling.tempered_logprobs else 1.0
+                scored = logprobs.score(logits, token, sampling.logprobs, at)
         except Exception as error:  # a constraint is another's code; its bug ends its own request
             if not isinstance(error, EngineError):
                 _log.exception("request %d: its constraint failed", sequence.request.id)

@@ -174,6 +174,8 @@ class RemoteEngine:
                 raise RequestError(f"{name} has id {bad}, expected 0 to {self.vocab_size - 1}", param=name)
         if request.prompt_logprobs is not None:
             raise RequestError("log-probabilities of a prompt are not to be had from an upstream", param="logprobs")
+        if request.sampling.tempered_logprobs:
+            raise RequestError("tempered log-probabilities are not to be had from an upstream", param="logprobs")
         self._fleet.check(request.sampling)
 
     # ── the loop's thread ────────────────────────────────────────────────────────────────────────

@@ -48,7 +48,7 @@ class SamplingParams:
     The order is vLLM's: logit_bias, repetition_penalty, presence and frequency penalty, the constraint's mask and
     min_tokens, temperature, min_p, top_k, top_p. What each step removes is gone for the next, and what is left at the
     end is renormalised once. Log-probabilities are those of the model itself: the log-softmax of its logits, before
-    all of this (vLLM's `raw_logprobs`).
+    all of this (vLLM's `raw_logprobs`). `tempered_logprobs` is for who trains on what was drawn.
     """
 
     max_tokens: int  # at least 1
@@ -64,6 +64,7 @@ class SamplingParams:
     seed: int | None = None  # 64 bits; None: a fresh one
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None  # report each token's log-probability and those of this many likeliest; None: nothing
+    tempered_logprobs: bool = False  # those that tokens are drawn by: the log-softmax of logits / temperature
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
@@ -80,14 +81,27 @@ class SamplingParams:
             ("logit_bias", all(-1e4 <= bias <= 1e4 for bias in self.logit_bias.values()), "numbers from -1e4 to 1e4"),
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**64, "64 bits: -2^63 to 2^64 - 1"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "at least 0"),
+            (
+                "tempered_logprobs",
+                not self.tempered_logprobs or self._only_tempered,
+                "False where a temperature of 0, or anything but the temperature, changes what is drawn",
+            ),
         ):
             if not holds:
                 raise RequestError(f"{name} is {getattr(self, name)}, expected {expected}", param=name)
 
+    @property
+    def _only_tempered(self) -> bool:
+        whole = self.top_p == 1.0 and self.top_k == 0 and self.min_p == 0.0
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        unchanged = penalties == (1.0, 0.0, 0.0) and not self.logit_bias and self.min_tokens == 0
+        return self.temperature > 0.0 and whole and unchanged
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A token and how likely the model took it to be: natural logarithms of its softmax at temperature 1."""
+    """A token and how likely the model took it to be: natural logarithms of its softmax, at temperature 1 unless the
+    request has `tempered_logprobs`."""
 
     token: int
     logprob: float

@@ -266,7 +266,8 @@ def suits(model: Any, packed: PackedWeights, batch: Batch) -> bool:
     )  # fmt: skip
     if any(width % training.WIDTH for width in widths) or batch.pages:
         return False
-    if any(block.recompute or isinstance(block.mlp, MoE) and block.mlp.experts.spread for block in model.model.layers):
+    blocks = model.model.layers
+    if any(block.recompute or (isinstance(block.mlp, MoE) and block.mlp.experts.spread) for block in blocks):
         return False
     return all(
         parameter.requires_grad == wanted

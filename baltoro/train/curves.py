@@ -34,7 +34,7 @@ def draw(log: Path, picture: Path) -> None:
         for kind, loss in entry["by_kind"].items():
             by_kind[kind].append((x, loss))
     for kind, points in sorted(by_kind.items()):
-        losses.plot([x for x, _ in points], _smooth([y for _, y in points]), label=kind, linewidth=1)
+        losses.plot([x for x, _ in points], smooth([y for _, y in points]), label=kind, linewidth=1)
     losses.set_ylabel("loss, nats a learned token")
     losses.set_ylim(bottom=0)
     losses.legend(**BESIDE)
@@ -43,7 +43,7 @@ def draw(log: Path, picture: Path) -> None:
     heads.plot(millions, [entry["expert_load"] for entry in steps], linewidth=0.8, label="worst expert load / mean")
     heads.set_yscale("symlog")
     heads.legend(**BESIDE)
-    for kind, points in _score_lines(scores).items():
+    for kind, points in score_lines(scores, "tokens", 1e-6).items():
         rates.plot([x for x, _ in points], [y for _, y in points], marker="o", label=kind, linewidth=1)
     rates.plot(
         millions, [entry["lr_scale"] for entry in steps], color="grey", linewidth=0.8, label="learning rate / peak"
@@ -67,16 +67,16 @@ def draw(log: Path, picture: Path) -> None:
     temporary.replace(picture)
 
 
-def _smooth(values: list[float]) -> list[float]:
+def smooth(values: list[float]) -> list[float]:
     smoothed: list[float] = []
     for value in values:
         smoothed.append(value if not smoothed else SMOOTHING * smoothed[-1] + (1 - SMOOTHING) * value)
     return smoothed
 
 
-def _score_lines(entries: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def score_lines(entries: list[dict[str, Any]], along: str, scale: float = 1.0) -> dict[str, list[tuple[float, float]]]:
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for entry in entries:
         for kind, score in entry["scores"].items():
-            lines[kind].append((entry["tokens"] / 1e6, score["mean"]))
+            lines[kind].append((scale * entry[along], score["mean"]))
     return lines

@@ -10,7 +10,8 @@ QUIET_STEPS = 50  # steps between two lines where there is no terminal
 
 
 class Display(Bar):
-    def __init__(self) -> None:
+    def __init__(self, *, quiet_steps: int = QUIET_STEPS) -> None:
+        self._quiet_steps = quiet_steps
         super().__init__(
             TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"),
             TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False),
@@ -26,5 +27,5 @@ class Display(Bar):
     def step(self, step: int, note: str) -> None:
         if self._task is not None:
             self._bar.update(self._task, completed=step, note=note)
-        if not self.on_terminal and step % QUIET_STEPS == 0:
+        if not self.on_terminal and step % self._quiet_steps == 0:
             self.say(f"step {step}  {note}")

@@ -133,7 +133,7 @@ def run(world: World, recipe: Recipe, evaluate: Evaluate | None) -> TrainState |
     if display is not None and resumed:
         display.say(f"going on at step {progress.step} of {out}")
     saved = evaluated = time.monotonic()
-    with display or contextlib.nullcontext(), _stop_requests() as stopping:
+    with display or contextlib.nullcontext(), stop_requests() as stopping:
         while progress.phase < len(recipe.phases):
             phase = recipe.phases[progress.phase]
             data = PhaseData(phase, recipe, state.model.config.vocab_size, progress.phase)
@@ -201,7 +201,7 @@ def _stopped(error: NotFiniteError, state: TrainState, out: Path) -> RecipeError
 
 
 @contextlib.contextmanager
-def _stop_requests() -> Generator[list[int]]:
+def stop_requests() -> Generator[list[int]]:
     """Ctrl-C and SIGTERM are only written down here, so that no step is cut; what they did before is restored."""
     asked: list[int] = []
 
@@ -275,7 +275,7 @@ class Log:
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, progress: Progress, phase: Phase, lr_scale: float, result: StepResult) -> None:
-        self._write(
+        self.write(
             {
                 "step": progress.step,
                 "phase": phase.name,
@@ -291,9 +291,9 @@ class Log:
         )
 
     def scores(self, progress: Progress, scores: dict[str, Any]) -> None:
-        self._write({"step": progress.step, "tokens": progress.tokens, "scores": scores})
+        self.write({"step": progress.step, "tokens": progress.tokens, "scores": scores})
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def write(self, entry: dict[str, Any]) -> None:
         try:
             self._file.write(json.dumps(entry) + "\n")
             self._file.flush()

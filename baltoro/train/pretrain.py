@@ -51,10 +51,10 @@ def _process(world: World, recipe: Recipe) -> None:
             with contextlib.suppress(OSError):  # a picture is no reason to hide why a run ended
                 curves.draw(out / "log.jsonl", out / "curves.png")
     if state is not None:
-        _export(state, recipe)
+        export(state, recipe)
 
 
-def _export(state: TrainState, recipe: Recipe) -> None:
+def export(state: TrainState, recipe: Recipe) -> None:
     """The finished model as a checkpoint directory: block-fp8 if its config says so, with its vocabulary.
 
     Written by the leading process, to which the others send their parts one tensor at a time.

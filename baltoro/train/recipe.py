@@ -93,12 +93,7 @@ class Recipe:
 def read(path: str | Path) -> Recipe:
     """Raises RecipeError naming every unknown, missing or mistyped key; when there is none, every contradiction."""
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path} cannot be read: {error.strerror}", hint="recipes lie in recipes/") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    content = table(path)
     problems: list[str] = []
     if isinstance(content.get("model"), (dict, str)):
         try:
@@ -109,9 +104,9 @@ def read(path: str | Path) -> Recipe:
         except ConfigError as error:
             problems.append(error.message)
             del content["model"]
-    recipe = _build(Recipe, content, "", problems)
+    recipe = build(Recipe, content, "", problems)
     if recipe is not None and not problems:
-        problems += _contradictions(recipe)
+        problems += contradictions(recipe)
     if recipe is None or problems:
         raise RecipeError(f"{path}: " + "; ".join(problems), hint="the keys are explained in baltoro/train/recipe.py")
     return recipe
@@ -139,6 +134,16 @@ def _indivisible(recipe: Recipe, processes: int) -> list[str]:
     return problems
 
 
+def table(path: Path) -> dict[str, Any]:
+    """What a recipe file says. Raises RecipeError where it is none."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path} cannot be read: {error.strerror}", hint="recipes lie in recipes/") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+
+
 # What only one kind of source reads; elsewhere it would be ignored
 _OPTIONS_OF = {
     "lengths": "copy",
@@ -150,7 +155,8 @@ _OPTIONS_OF = {
 _DEFAULTS = {option.name: option.default for option in dataclasses.fields(DataSource)}
 
 
-def _contradictions(recipe: Recipe) -> list[str]:
+def contradictions(recipe: Recipe) -> list[str]:
+    """What the keys, each of them right, say against each other."""
     problems: list[str] = []
     for key in ("tokens_per_step", "microbatch_tokens", "processes", "threads"):
         if getattr(recipe, key) < 1:
@@ -197,8 +203,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
     return problems
 
 
-def _build(cls: type[T], values: Mapping[str, Any], where: str, problems: list[str]) -> T | None:
-    """A dataclass from a table; lists of tables become tuples of dataclasses."""
+def build(cls: type[T], values: Mapping[str, Any], where: str, problems: list[str]) -> T | None:
+    """A dataclass from a table; lists of tables become tuples of dataclasses. None: `problems` has grown."""
     hints = get_type_hints(cls)
     found = len(problems)
     arguments: dict[str, Any] = {}
@@ -232,7 +238,7 @@ def _convert(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
         return _convert(value, options[0], where, problems)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, Mapping):
-            return _build(cast(type[Any], hint), cast(Mapping[str, Any], value), f"{where}.", problems)
+            return build(cast(type[Any], hint), cast(Mapping[str, Any], value), f"{where}.", problems)
         if not isinstance(value, cast(type[Any], hint)):
             problems.append(f"{where} is {value!r}, expected a table")
         return value

@@ -213,3 +213,12 @@ def test_only_the_assistant_s_last_text_can_be_partial(messages: list[Message], 
     with pytest.raises(RequestError, match=says) as refused:
         render(messages)
     assert refused.value.param == "messages[0].partial"
+
+
+def test_a_conversation_that_goes_on_is_the_whole_one() -> None:
+    """Behind an assistant's <|im_end|>, later turns rendered alone are the end of all turns rendered at once."""
+    call = ToolCall(id="functions.look:0", name="look", arguments="{}")
+    first = [Message(role="user", content="Look!"), Message(role="assistant", content="", tool_calls=(call,))]
+    more = [Message(role="tool", content="1", tool_call_id=call.id), Message(role="user", content="Again ä!")]
+    begun = render(first, add_generation_prompt=False).ids(TOKENIZER)
+    assert begun + render(more, begins=False).ids(TOKENIZER) == render([*first, *more]).ids(TOKENIZER)

@@ -384,6 +384,7 @@ def test_what_cannot_be_honoured_is_refused_before_anything_is_sent(connect: Ope
         ({"logprobs": 2}, "logprobs"),
         ({"presence_penalty": 1.0}, "presence_penalty"),
         ({"repetition_penalty": 3.0}, "repetition_penalty"),
+        ({"temperature": 1.0, "logprobs": 0, "tempered_logprobs": True}, "tempered"),
     ]:
         with pytest.raises(RequestError, match=word):
             ask(engine, **given)
