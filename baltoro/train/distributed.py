@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import (
     ProcessContext,
-    ProcessRaisedException,
+    ProcessException,
     start_processes,  # pyright: ignore[reportUnknownVariableType]
 )
 
@@ -151,7 +151,7 @@ def launch(run: Callable[..., None], processes: int, threads: int, *arguments: o
             with _passing_signals_on(context):
                 while not context.join():
                     pass
-        except ProcessRaisedException:
+        except ProcessException:  # raised, or ended by our SIGTERM because another one had raised
             for told in sorted(common.glob("error-*")):  # what a user can repair; the other processes only lost a peer
                 raise pickle.loads(told.read_bytes()) from None
             raise

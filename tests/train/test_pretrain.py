@@ -103,10 +103,13 @@ def test_pretraining_leaves_a_checkpoint_a_log_and_a_picture_and_sft_goes_on_fro
     assert moved
 
     # Once more changes nothing: the run is at its end
-    before = Path("tuned/checkpoint/config.json").read_bytes(), load_file("tuned/state/parameters.safetensors")
+    before = (
+        Path("tuned/checkpoint/config.json").read_bytes(),
+        load_file("tuned/state/parameters-00000-of-00001.safetensors"),
+    )
     sft.main(recipe(text + 'loss = "assistant"\n'))
     assert Path("tuned/checkpoint/config.json").read_bytes() == before[0]
-    tiny_runs.assert_same_bits(load_file("tuned/state/parameters.safetensors"), before[1])
+    tiny_runs.assert_same_bits(load_file("tuned/state/parameters-00000-of-00001.safetensors"), before[1])
 
 
 def test_a_model_of_another_vocabulary_size_is_refused_before_anything_is_made() -> None:
