@@ -26,6 +26,7 @@ def directory(source: DataSource, recipe: Recipe) -> Path:
         decides.append(Path(source.file).read_bytes())
     else:
         decides += [str(source.documents).encode(), str(source.seed).encode()]
+        decides += [Path(source.without).read_bytes()] if source.without else []
     digest = hashlib.sha256(b"\0".join(decides)).hexdigest()[:12]
     return Path("runs") / "data" / f"{source.kind}-{digest}"
 
@@ -34,8 +35,9 @@ def prepare(recipe: Recipe) -> None:
     """Write what is missing, with a progress bar; a million dialogues take a quarter of an hour on two cores."""
     made = {source for phase in recipe.phases for source in phase.data if source.kind not in ("copy", "tokens")}
     for source in made:
-        if source.file and not Path(source.file).is_file():
-            raise RecipeError(f"{source.file} is not there", hint="paths are read from the working directory")
+        for file in (source.file, source.without):
+            if file and not Path(file).is_file():
+                raise RecipeError(f"{file} is not there", hint="paths are read from the working directory")
         target = directory(source, recipe)
         if target.exists():
             continue
@@ -45,5 +47,8 @@ def prepare(recipe: Recipe) -> None:
         elif source.kind == "toolsets":
             write_tokens(target, dialogue_documents(toolsets.read(Path(source.file)), tokenizer), tokenizer)
         else:
-            documents = generated_documents(source.seed, "train", source.documents, Path(recipe.tokenizer))
+            without = Path(source.without) if source.without else None
+            documents = generated_documents(
+                source.seed, "train", source.documents, Path(recipe.tokenizer), without=without
+            )
             write_tokens(target, documents, tokenizer, total=source.documents)

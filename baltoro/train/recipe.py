@@ -38,6 +38,7 @@ class DataSource:
     weight: float = 1.0  # share of the phase's tokens, relative to the other sources
     documents: int = 0  # dialogues: how many are made
     seed: int = 1  # dialogues: of their generator
+    without: str = ""  # dialogues: hashes of evaluations; those that have something of theirs are left out
     file: str = ""  # text, toolsets: where it lies, gzipped
     directory: str = ""  # tokens: where they lie
     loss: Literal["all", "assistant"] = "all"  # learn every token, or only what the assistant says
@@ -149,6 +150,7 @@ _OPTIONS_OF = {
     "lengths": "copy",
     "whole_vocabulary": "copy",
     "documents": "dialogues",
+    "without": "dialogues",
     "file": "text or toolsets",
     "directory": "tokens",
 }

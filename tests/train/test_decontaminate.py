@@ -12,9 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import baltoro
+from baltoro.chat.tokenizer import Tokenizer
 from baltoro.errors import RecipeError
 from baltoro.train.synthesis import toolsets
 from baltoro.train.synthesis.decontaminate import Evaluations, Repetitions, grams, signature
+from baltoro.train.synthesis.dialogues import generate
+from baltoro.train.synthesis.tokens import generated_documents
 from baltoro.train.synthesis.toolset_sources import said
 
 REQUEST = "Please tell me how many people live in the old harbour of Oslo today"
@@ -38,6 +42,34 @@ def test_functions_are_known_by_name_and_parameters_whatever_their_style(evaluat
     assert evaluations.reason([("getWeather", ["City"])], [])
     assert evaluations.reason([("Pay", ["sum"])], []) == "function of an evaluation"
     assert not evaluations.reason([("get_weather", ["city", "day"]), ("weather", ["city"])], [])
+
+
+def test_written_and_opened_they_know_the_same(evaluations: Evaluations, tmp_path: Path) -> None:
+    evaluations.write(tmp_path / "evaluations.npz")
+    again = Evaluations.open(tmp_path / "evaluations.npz")
+    assert again == evaluations
+    assert again.reason([("getWeather", ["City"])], []) and again.reason([], [REQUEST])
+    with pytest.raises(RecipeError, match="does not hold hashes"):
+        Evaluations.open(tmp_path / "b.json")
+
+
+def test_a_generated_dialogue_that_has_something_of_an_evaluation_is_left_out(tmp_path: Path) -> None:
+    """Of the first function and the first long request that the generator makes, as an evaluation."""
+    made = list(islice(generate(5), 60))
+    tool = next(d.tools[0] for d in made if d.tools)
+    request = next(
+        str(m.content) for d in made for m in d.messages if m.role == "user" and len(str(m.content).split()) > 12
+    )
+    found = Evaluations()
+    found.signatures.add(signature(tool.name, tool.parameters["properties"]))  # type: ignore[arg-type]
+    found.grams |= {gram & (2**32 - 1) for gram in grams(request)}
+    found.write(tmp_path / "evaluations.npz")
+    vocabulary = Path(baltoro.__file__).parent / "nano"
+    kept = list(generated_documents(5, "train", 60, vocabulary, without=tmp_path / "evaluations.npz", processes=1))
+    tokenizer = Tokenizer.open(vocabulary)
+    texts = [tokenizer.decode([i for i in document.ids if i < tokenizer.bos]) for document in kept]
+    assert 40 <= len(kept) < 60
+    assert not any(f'"name":"{tool.name}"' in text or request in text for text in texts)
 
 
 def test_eight_words_in_a_row_are_a_request_of_the_evaluation(evaluations: Evaluations) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from baltoro.train import loop
 from baltoro.train.data import PhaseData
-from baltoro.train.distributed import World
 from baltoro.train.recipe import Recipe
 from baltoro.train.state import TrainState
 from tests.train import tiny_runs
@@ -23,7 +22,7 @@ def steps(state: TrainState, own: Recipe, count: int) -> list[float]:
     data = PhaseData(own.phases[0], own, 64, 0)
     losses: list[float] = []
     for _ in range(count):
-        losses.append(loop.train_step(state, data, own.lanes(own.phases[0]), 1e-3, World.alone(), 1.0).loss)
+        losses.append(loop.train_step(state, data, own.lanes(own.phases[0]), 1e-3, 1.0).loss)
         state.progress.step += 1
         state.progress.phase_step += 1
     return losses

@@ -6,6 +6,7 @@ a declared function, every string. Repetitions within the training set are found
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import json
@@ -15,17 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from baltoro.errors import RecipeError
 
 WORDS_IN_A_ROW = 8
 _WORD = re.compile(r"\w+")
 
-Signature = tuple[str, frozenset[str]]  # a name's letters and digits, parameters
 
-
-def signature(name: str, parameters: Iterable[str]) -> Signature:
-    """The same for get_weather(City) and getWeather(city)."""
-    return _plain(name), frozenset(map(_plain, parameters))
+def signature(name: str, parameters: Iterable[str]) -> int:
+    """A hash that is the same for get_weather(City) and getWeather(city)."""
+    return _hash(" ".join([_plain(name), *sorted({_plain(each) for each in parameters})]))
 
 
 def _plain(name: str) -> str:
@@ -47,10 +48,32 @@ def _hash(text: str) -> int:
 
 @dataclass(slots=True)
 class Evaluations:
-    """All that must not be trained on."""
+    """All that must not be trained on, as hashes: whoever trains needs no evaluation at hand."""
 
-    signatures: set[Signature] = field(default_factory=set[Signature])
-    grams: set[int] = field(default_factory=set[int])
+    signatures: set[int] = field(default_factory=set[int])
+    grams: set[int] = field(default_factory=set[int])  # of 32 bits: of a million texts some are dropped for nothing
+
+    @staticmethod
+    def open(path: Path) -> Evaluations:
+        """What `write` wrote."""
+        try:
+            with np.load(path) as arrays:
+                return Evaluations(set(arrays["signatures"].tolist()), set(arrays["grams"].tolist()))
+        except (OSError, ValueError, KeyError) as error:
+            raise RecipeError(
+                f"{path} does not hold hashes of evaluations: {error}",
+                hint="`python -m baltoro.train.synthesis.decontaminate OUT FILE...` makes them",
+            ) from error
+
+    def write(self, path: Path) -> None:
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as file:
+            np.savez_compressed(
+                file,
+                signatures=np.array(sorted(self.signatures), np.uint64),
+                grams=np.array(sorted(self.grams), np.uint32),
+            )
+        partial.replace(path)
 
     def read(self, path: Path) -> None:
         """Add a file, or every .json, .jsonl and their .gz below a directory."""
@@ -65,7 +88,7 @@ class Evaluations:
     def _add(self, value: Any) -> None:
         if isinstance(value, str):
             if len(_WORD.findall(value)) >= WORDS_IN_A_ROW:
-                self.grams |= grams(value)
+                self.grams |= _short(grams(value))
         elif isinstance(value, list):
             for item in cast("list[Any]", value):
                 self._add(item)
@@ -81,7 +104,11 @@ class Evaluations:
         if any(signature(name, parameters) in self.signatures for name, parameters in functions):
             return "function of an evaluation"
         long = [text for text in texts if len(_WORD.findall(text)) >= WORDS_IN_A_ROW]
-        return "request of an evaluation" if any(self.grams & grams(text) for text in long) else ""
+        return "request of an evaluation" if any(self.grams & _short(grams(text)) for text in long) else ""
+
+
+def _short(hashes: set[int]) -> set[int]:
+    return {value & (2**32 - 1) for value in hashes}
 
 
 def parsed(text: str) -> Iterator[Any]:
@@ -133,3 +160,20 @@ def _least(hashes: set[int], bands: int = 12) -> Sequence[int]:
 
 def _alike(a: set[int], b: set[int]) -> float:
     return len(a & b) / len(a | b) if a or b else 1.0
+
+
+def main() -> None:
+    """python -m baltoro.train.synthesis.decontaminate OUT FILE..."""
+    parser = argparse.ArgumentParser(description="Hashes of evaluations, for training to leave out what they hold.")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("evaluations", type=Path, nargs="+", help="files, or directories of them")
+    args = parser.parse_args()
+    found = Evaluations()
+    for path in cast("list[Path]", args.evaluations):
+        found.read(path)
+    found.write(args.out)
+    print(f"{len(found.signatures)} functions, {len(found.grams)} rows of {WORDS_IN_A_ROW} words")
+
+
+if __name__ == "__main__":
+    main()

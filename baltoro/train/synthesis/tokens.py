@@ -1,7 +1,7 @@
 """Dialogues and texts as token files: what a training run reads.
 
-A directory of flat arrays: `ids.npy` (uint16, or uint32 of a larger vocabulary), `mask.npy` (uint8, 1 where the token is a target),
-`offsets.npy` (int64, documents + 1), `kinds.npy` (uint8, an index into `kinds` of `meta.json`).
+A directory of flat arrays: `ids.npy` (uint16, or uint32 of a larger vocabulary), `mask.npy` (uint8, 1 where the token
+is a target), `offsets.npy` (int64, documents + 1), `kinds.npy` (uint8, an index into `kinds` of `meta.json`).
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
+from baltoro.train.synthesis.decontaminate import Evaluations
 from baltoro.train.synthesis.dialogues import Dialogue, generate
 from baltoro.train.synthesis.split import Split
 
-_Job = tuple[int, Split, int, int, Path]  # seed, split, first, how many, vocabulary
+_Job = tuple[int, Split, int, int, Path, Path | None]  # seed, split, first, how many, vocabulary, evaluations
 
 CHUNK = 500  # dialogues that one process makes at a time
 
@@ -46,12 +47,21 @@ def dialogue_documents(dialogues: Iterable[Dialogue], tokenizer: Tokenizer) -> I
 
 
 def generated_documents(
-    seed: int, split: Split, count: int, vocabulary: Path, *, processes: int | None = None
+    seed: int,
+    split: Split,
+    count: int,
+    vocabulary: Path,
+    *,
+    without: Path | None = None,
+    processes: int | None = None,
 ) -> Iterator[Document]:
-    """`count` dialogues in their order, made by several processes (None: one a core); the same whatever their number."""
+    """`count` dialogues in their order, made by several processes (None: one a core); the same whatever their number.
+
+    without: hashes of evaluations (decontaminate.py); a dialogue that has something of theirs is left out
+    """
     starts = range(0, count, CHUNK)
     processes = min(processes or os.cpu_count() or 1, len(starts))
-    jobs: list[_Job] = [(seed, split, start, min(CHUNK, count - start), vocabulary) for start in starts]
+    jobs: list[_Job] = [(seed, split, start, min(CHUNK, count - start), vocabulary, without) for start in starts]
     if processes < 2:
         for job in jobs:
             yield from _chunk(job)
@@ -66,9 +76,23 @@ def generated_documents(
 
 
 def _chunk(job: _Job) -> list[Document]:
-    seed, split, start, count, vocabulary = job
-    documents = dialogue_documents(islice(generate(seed, split, start=start), count), _tokenizer(vocabulary))
+    seed, split, start, count, vocabulary, without = job
+    dialogues: Iterator[Dialogue] = islice(generate(seed, split, start=start), count)
+    if without is not None:
+        dialogues = filter(partial(_is_clean, _evaluations(without)), dialogues)
+    documents = dialogue_documents(dialogues, _tokenizer(vocabulary))
     return [Document(d.kind, array("H", d.ids), bytearray(d.mask)) for d in documents]  # type: ignore[arg-type]
+
+
+def _is_clean(evaluations: Evaluations, dialogue: Dialogue) -> bool:
+    functions = [(tool.name, cast("dict[str, Any]", tool.parameters.get("properties", {}))) for tool in dialogue.tools]
+    texts = [str(message.content) for message in dialogue.messages if message.role == "user"]
+    return not evaluations.reason(functions, texts)
+
+
+@lru_cache(maxsize=1)
+def _evaluations(path: Path) -> Evaluations:
+    return Evaluations.open(path)
 
 
 @lru_cache(maxsize=1)
