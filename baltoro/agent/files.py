@@ -118,7 +118,7 @@ class Files:
     def _existing(self, path: str) -> Path:
         place = self._workspace.path(path)
         if not place.exists():
-            raise ToolError(f"there is no {path}; `list` shows what there is")
+            raise ToolError(f"there is no {path!r}; `list` shows what there is")
         return place
 
     def _lines(self, under: Path, wanted: regex.Pattern[str], files: str, end_s: float) -> Iterator[str]:

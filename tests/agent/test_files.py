@@ -128,7 +128,7 @@ def test_a_list_shows_links_as_links_and_sizes(place: Path) -> None:
     ]
     assert call(place, "list", depth=1).endswith("src/")
     assert "is a file" in call(place, "list", path="notes.txt")
-    assert "there is no nothing" in call(place, "list", path="nothing")
+    assert "there is no 'nothing'" in call(place, "list", path="nothing")
 
 
 def test_long_results_say_that_there_is_more(place: Path) -> None:
