@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -47,7 +48,7 @@ class Commands:
         seconds: Annotated[int, "after which it is ended"] = 120,
     ) -> ToolResult:
         """Run a Python program in the workspace's root and read what it prints. Nothing is kept for the next one."""
-        return self._run(["python", "-c", code], seconds)
+        return self._run([sys.executable, "-c", code], seconds)
 
     def _run(self, command: list[str], seconds: int) -> ToolResult:
         if not 1 <= seconds <= LONGEST_S:

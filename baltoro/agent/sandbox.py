@@ -176,8 +176,11 @@ def _options() -> str:
 
 
 def _pythons() -> list[str]:
-    """Where the Python is that we run in, and what is installed for it."""
-    return list(dict.fromkeys([sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parents[1])]))
+    """The Python that we run in, and what is installed for it; of its prefix, which may be ~/.local, no more."""
+    prefixes = dict.fromkeys([sys.base_prefix, sys.prefix, str(Path(sys.executable).resolve().parents[1])])
+    parts = ("bin", "lib", "lib64", "include", "pyvenv.cfg")
+    found = [str(Path(prefix) / part) for prefix in prefixes for part in parts]
+    return [each for each in found if not Path(each).is_relative_to("/usr") and Path(each).parent != Path("/")]
 
 
 def _environment() -> dict[str, str]:

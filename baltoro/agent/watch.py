@@ -59,12 +59,13 @@ def watch(process: subprocess.Popen[bytes], limits: Watched, cancelled: Callable
     try:
         with process.stdout as pipe:
             while not why:
-                if select.select([pipe], [], [], LOOK_S)[0]:
+                over = process.poll() is not None  # before the look: what it wrote until then is in the pipe
+                if select.select([pipe], [], [], 0 if over else LOOK_S)[0]:
                     piece = os.read(pipe.fileno(), 65536)
                     if not piece:
                         break
                     output += piece
-                elif process.poll() is not None:  # what it left behind has the pipe open, and dies with the namespace
+                elif over:  # what it left behind has the pipe open, and is ended below
                     break
                 if len(output) > limits.output_bytes:
                     why = f"it wrote more than {limits.output_bytes:,} bytes"

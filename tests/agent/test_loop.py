@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -127,6 +131,39 @@ def test_ctrl_c_and_errors_of_the_model_end_a_saved_episode(tmp_path: Path) -> N
     assert (episode.end, episode.error) == ("error", "broken")
     assert episodes.read(path).error == "broken"
     assert run([said("")], cancelled=lambda: True)[0].end == "interrupted"
+
+
+INTERRUPTED = """
+import sys
+from pathlib import Path
+from baltoro.agent.act import act
+from baltoro.agent.loop import Called
+from baltoro.agent.sandbox import Unconfined
+from baltoro.agent.workspace import Workspace
+from baltoro.scripted import ScriptedLLM
+from tests.agent.script import said
+
+place = Workspace(Path(sys.argv[1]))
+model = ScriptedLLM([said("", ("shell", {"command": "echo begun > begun; sleep 600"}))])
+box = Unconfined(place, lambda _: True)
+print(act(model, "sleep", place, sandbox=box, journal=Path(sys.argv[2])).end)
+"""
+
+
+def test_ctrl_c_ends_the_command_and_saves_the_episode(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    journal = tmp_path / "episode.jsonl"
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "work"), str(journal)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
+    end_s = time.monotonic() + 120
+    while not (tmp_path / "work" / "begun").exists():
+        assert process.poll() is None
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=120)[0] == "interrupted\n"
+    found = episodes.read(journal)
+    assert (found.end, len(found.turns), found.turns[0].results) == ("interrupted", 1, [])
 
 
 def test_a_malformed_call_is_told_and_the_model_may_try_again() -> None:

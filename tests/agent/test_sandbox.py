@@ -285,6 +285,14 @@ def test_without_it_every_command_is_asked_about(place: Path, monkeypatch: pytes
     assert asked == ["env; pwd", "env; pwd", "rm -rf ."]
 
 
+def test_what_is_written_last_is_read_however_it_falls(place: Path) -> None:
+    # A command that ends between a look at its pipe and a look at itself had lost its output.
+    box = Unconfined(Workspace(place), lambda _: True)
+    for wait in ("0.03", "0.05", "0.051", "0.06", "0.1"):
+        done = box.run(["sh", "-c", f"sleep {wait}; echo last"], cancelled=lambda: False)
+        assert (done.output, done.rc) == ("last\n", 0)
+
+
 def test_an_unconfined_command_is_ended_with_what_it_started(place: Path) -> None:
     box = Unconfined(Workspace(place), lambda _: True, Limits(seconds=0.5))
     done = box.run(["sh", "-c", "sleep 7654.4 & sleep 7654.4"], cancelled=lambda: False)
