@@ -46,6 +46,7 @@ class Answer:
     usage: Usage
     prompt_ids: tuple[int, ...]
     token_ids: tuple[int, ...]  # as generated, a stop token included
+    logprobs: tuple[float, ...] = ()  # of each of them, where the request wished for any
 
 
 class Progress(Protocol):

@@ -11,6 +11,7 @@ BaltoroError              what is wrong, with the value; what was expected; what
 ├── EngineError           the engine failed or is shutting down; not the caller's fault
 │   ├── QueueFull         as many requests wait as may; later there is room again
 │   └── DeadlineError     a request was not done when its time was over
+├── ToolError             what a model asked a tool for cannot be done; the model reads why
 ├── AccountsError         the database of keys cannot be used, or what is asked of it makes no sense
 ├── AccessError           who asks may not: no key, or a wrong one
 │   ├── ForbiddenError    a key that is right, and not for this model
@@ -76,6 +77,10 @@ class QueueFull(EngineError):
 
 class DeadlineError(EngineError):
     """The time that a request had is over; what it has said until then was told."""
+
+
+class ToolError(BaltoroError):
+    """A tool cannot do what a model asked of it; the text is for the model."""
 
 
 class AccountsError(BaltoroError):

@@ -25,7 +25,7 @@ from baltoro.answer import Admit, Answer, ChatReader, CompletionReader, Reader
 from baltoro.chat.call_ids import canonicalize
 from baltoro.chat.compiler import Loosened
 from baltoro.chat.grammar import Grammar
-from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Piece, Wishes
+from baltoro.chat.messages import ChatRequest, CompletionRequest, Delta, Finished, Json, Likelihoods, Piece, Wishes
 from baltoro.chat.parser import Parser, fold
 from baltoro.chat.template import render
 from baltoro.chat.tokenizer import Tokenizer
@@ -204,6 +204,7 @@ class LLM:
             usage=last.usage,
             prompt_ids=tuple(reader.prompt),
             token_ids=tuple(reader.tokens),
+            logprobs=tuple(delta.chosen.logprob for delta in deltas if isinstance(delta, Likelihoods)),
         )
 
     def stream_completion(self, request: CompletionRequest) -> Generator[Piece]:

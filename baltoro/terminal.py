@@ -44,6 +44,11 @@ _CONTROLS = {
 }
 
 
+def printable(text: str) -> str:
+    """A model's text without what a terminal would obey."""
+    return text.translate(_CONTROLS)
+
+
 @dataclass(slots=True)
 class Answer:
     """What was said until now; `reason` None: it was stopped on the way."""
@@ -85,7 +90,7 @@ def print_answer(deltas: Iterator[Delta], out: TextIO, answer: Answer) -> None:
 
 
 def _write(text: str, out: TextIO) -> None:
-    out.write(text.translate(_CONTROLS) if out.isatty() else text)
+    out.write(printable(text) if out.isatty() else text)
     out.flush()
 
 
