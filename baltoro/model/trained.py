@@ -89,6 +89,12 @@ class Documents:
         return self.room
 
 
+def _taken(ctx: Any) -> tuple[Any, ...]:
+    """What a forward has kept. What its node kept beyond that would never be freed: its output is among it."""
+    kept, ctx.kept = ctx.kept, ()
+    return kept
+
+
 class _AttentionHalf(torch.autograd.Function):
     """x + o(attention(norm(x))), (T, D) float32, and each document's and head's largest score."""
 
@@ -128,7 +134,7 @@ class _AttentionHalf(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _peaks: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        norm, attention, packed, documents, h, latent_q, latent, attended = ctx.kept
+        norm, attention, packed, documents, h, latent_q, latent, attended = _taken(ctx)
         room, dy = documents.still_here(), dy.contiguous()
         dx = room.empty(*dy.shape)
         with room.piece():
@@ -206,7 +212,7 @@ class _MixtureHalf(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, _chosen: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        documents, norm, mlp, dense, h, routed, shared, chosen = ctx.kept
+        documents, norm, mlp, dense, h, routed, shared, chosen = _taken(ctx)
         room = documents.still_here()
         dx = room.empty(*dy.shape)
         with room.piece():
@@ -246,7 +252,7 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dtotal: Tensor, _nats: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        documents, norm, head, h, dh, dhead = ctx.kept
+        documents, norm, head, h, dh, dhead = _taken(ctx)
         room, by = documents.still_here(), float(dtotal)
         _gradient(head.weight).add_(dhead, alpha=by)
         dx = room.empty(*dh.shape)

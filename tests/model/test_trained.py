@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -222,3 +224,20 @@ def test_a_microbatch_without_anything_to_learn_has_no_loss() -> None:
     step = Step(model, replace(batch, logit_rows=none), none, torch.bfloat16, native=True)
     assert step.total == 0 and len(step.nats) == 0
     assert all(not gradient.any() for gradient in step.gradients.values())
+
+
+def test_nothing_is_kept_of_a_step_that_is_over() -> None:
+    """A node that kept its own output kept the weights' panels with it, for ever."""
+    shape = SHAPES["k2"]
+    model = random_model(shape, seed=1)
+    model.dtype = torch.bfloat16
+    panels: list[weakref.ref[Tensor]] = []
+    for _ in range(3):
+        total, _ = model.loss(*example(shape), Observed())
+        total.backward()
+        del total
+        kept = model._trained.linear(model.lm_head.weight)[0]  # pyright: ignore[reportPrivateUsage]
+        panels.append(weakref.ref(kept))
+        del kept
+    gc.collect()
+    assert [panel() is not None for panel in panels] == [False, False, True]
