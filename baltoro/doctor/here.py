@@ -36,7 +36,7 @@ def machine(folder: Path, gpus: Mapping[str, Gpu], say: Say) -> Machine:
     say(f"measuring the disk of {folder}: a file of {DISK_BYTES >> 20} MiB comes and goes ...")
     disk = disk_bandwidth(folder)
     notes = [] if disk is not None else [f"a disk of 3 GB/s: {folder} has no room to measure"]
-    card, count, unknown = _gpus(gpus)
+    card, count, unknown = gpus_here(gpus)
     if unknown:
         notes.append(f"no GPU: {unknown} is not in the catalogue; --machines FILE adds it")
     if flops is None:
@@ -111,7 +111,15 @@ def _read_file(path: Path, nbytes: int) -> float:
     return nbytes / taken
 
 
-def _gpus(known: Mapping[str, Gpu]) -> tuple[Gpu | None, int, str | None]:
+def described(card: Gpu, count: int) -> Machine:
+    """This machine with its GPUs, and nothing measured: to lay a model out on them."""
+    return Machine(
+        name="this machine", ram_bytes=float(memory.total()), ram_bandwidth=400e9, cores=cpus.usable(), gpu=card,
+        gpus=count,
+    )  # fmt: skip
+
+
+def gpus_here(known: Mapping[str, Gpu]) -> tuple[Gpu | None, int, str | None]:
     """The kind of GPU here, how many, and the name of one that the catalogue lacks."""
     program = shutil.which("nvidia-smi")
     if program is None:

@@ -14,7 +14,7 @@ from baltoro.plan import speed
 from baltoro.plan.advice import Advice, advice
 from baltoro.plan.choice import DEPTH, Choice, best, choose, order
 from baltoro.plan.efficiency import Band
-from baltoro.plan.formats import FORMATS, Format
+from baltoro.plan.formats import FORMATS, Format, of_checkpoint
 from baltoro.plan.machine import Gpu, Machine
 from baltoro.plan.memory import Memory, Wish, memories
 from baltoro.plan.money import Cost, cost
@@ -179,6 +179,11 @@ def make(
         formats=tuple(_options(config, machine, wish)), layouts=tuple(_layouts(config, choice, machine, wish)),
         advice=tuple(advice(config, choice.format, machine, wish, choice, card)),
     )  # fmt: skip
+
+
+def own_format(config: ModelConfig) -> Format:
+    """As its files are."""
+    return of_checkpoint(config.weight_block_size is not None, config.packed_format)
 
 
 def _prompt(config: ModelConfig, choice: Choice, machine: Machine, tokens: int) -> Prompt:

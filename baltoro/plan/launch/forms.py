@@ -26,6 +26,11 @@ def files(form: str, plan: Plan, launch: Launch, site: Site) -> dict[str, str]:
         raise PlanError(f"files in the form {form!r}", hint=f"one of {', '.join(FORMS)}")
     if form in ("compose", "kubernetes") and not launch.image:
         raise PlanError(f"{launch.engine} has no image of its makers'", hint="--form shell or systemd")
+    if form in ("compose", "kubernetes") and launch.engine == "tensorrt-llm" and plan.machine.nodes > 1:
+        raise PlanError(
+            f"TensorRT-LLM on {plan.machine.nodes} nodes starts by mpirun over ssh, which no {form} file can say",
+            hint="--form shell",
+        )
     return makers[form](plan, launch, site)
 
 
@@ -122,7 +127,7 @@ def _compose(plan: Plan, launch: Launch, site: Site) -> dict[str, str]:
                 before = [each for each in _on_node(launch, node) if each is not process and each.health is not None]
                 service["depends_on"] = {each.name: {"condition": "service_healthy"} for each in before}
         document: dict[str, Any] = {"name": f"baltoro-node{node}", "services": services}
-        if any(process.node == -1 for process in _on_node(launch, node)):
+        if any(_is_ours(launch, process) for process in _on_node(launch, node)):
             document["volumes"] = {"keys": None}
         text = yaml.dump(document)
         found[f"node{node}.compose.yaml"] = "\n".join(
@@ -131,8 +136,12 @@ def _compose(plan: Plan, launch: Launch, site: Site) -> dict[str, str]:
     return found
 
 
+def _is_ours(launch: Launch, process: Process) -> bool:
+    return process.node == -1 or launch.engine == "baltoro"
+
+
 def _service(launch: Launch, process: Process, site: Site) -> dict[str, Any]:
-    ours = process.node == -1 or launch.engine == "baltoro"
+    ours = _is_ours(launch, process)
     service: dict[str, Any] = {
         "image": "baltoro:latest" if ours else launch.image,
         "entrypoint": [process.argv[0]],

@@ -35,9 +35,12 @@ def files(plan: Plan, launch: Launch, site: Site) -> dict[str, str]:
             _service(name, group[0], several=len(group) > 1),
         ]
     if launch.gateway is not None:
+        documents.append(_claim())
         upstream = next((each for each in launch.processes if each.name == "router"), launch.processes[0])
         name = upstream.name.rsplit("-", 1)[0] if upstream.gpus else upstream.name
         documents += [*_gateway(launch, launch.gateway, site, f"http://{name}:{upstream.port}")]
+    elif launch.engine == "baltoro":
+        documents.append(_claim())
     return {"kubernetes.yaml": yaml.dump(*documents)}
 
 
@@ -119,15 +122,20 @@ def _pod(
         container["ports"] = [{"containerPort": process.port}]
         container["startupProbe"] = asks | {"failureThreshold": -(-launch.load_s // PERIOD_S)}
         container["readinessProbe"] = asks
+    volumes: list[dict[str, Any]] = [
+        {"name": "model", "persistentVolumeClaim": {"claimName": MODEL_CLAIM, "readOnly": True}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}},
+    ]
+    if ours:
+        container["env"] = [{"name": "XDG_DATA_HOME", "value": "/data"}]
+        container["volumeMounts"].append({"name": "keys", "mountPath": "/data"})
+        volumes.append({"name": "keys", "persistentVolumeClaim": {"claimName": KEYS_CLAIM}})
     labels = {"app": app} | ({"role": role} if role else {})
     return {
         "metadata": {"labels": labels},
         "spec": {
             "containers": [container],
-            "volumes": [
-                {"name": "model", "persistentVolumeClaim": {"claimName": MODEL_CLAIM, "readOnly": True}},
-                {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "64Gi"}},
-            ],
+            "volumes": volumes,
         },
     }
 
@@ -139,6 +147,15 @@ def _service(name: str, process: Process, *, several: bool) -> dict[str, Any]:
         "kind": "Service",
         "metadata": {"name": name},
         "spec": {"selector": selector, "ports": [{"port": process.port, "targetPort": process.port}]},
+    }
+
+
+def _claim() -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": KEYS_CLAIM},
+        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
     }
 
 
@@ -179,10 +196,4 @@ def _gateway(launch: Launch, process: Process, site: Site, upstream: str) -> lis
             },
         },
     }
-    claim = {
-        "apiVersion": "v1",
-        "kind": "PersistentVolumeClaim",
-        "metadata": {"name": KEYS_CLAIM},
-        "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
-    }
-    return [claim, deployment, _service("gateway", process, several=False)]
+    return [deployment, _service("gateway", process, several=False)]

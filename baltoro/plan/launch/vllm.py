@@ -35,13 +35,13 @@ def launch(plan: Plan, site: Site) -> Launch:
     )  # fmt: skip
 
 
-def _node(plan: Plan, site: Site, node: int) -> Process:
-    layout, machine, wish = plan.memory.layout, plan.machine, plan.wish
+def options(plan: Plan) -> tuple[str, ...]:
+    """What every process is told alike, of the plan alone: no address, no name."""
+    layout, wish = plan.memory.layout, plan.wish
     assert layout is not None
-    head = node == 0
-    argv = ["vllm", "serve", site.model, "--served-model-name", site.served_name, "--trust-remote-code"]
-    argv += ["--max-model-len", str(wish.context), "--max-num-seqs", str(-(-plan.requests // layout.dp))]
-    argv += ["--max-num-batched-tokens", str(GPU_CHUNK), "--gpu-memory-utilization", f"{GPU_SHARE:g}", *TOOLS]
+    argv = ["--trust-remote-code", "--max-model-len", str(wish.context)]
+    argv += ["--max-num-seqs", str(-(-plan.requests // layout.dp)), "--max-num-batched-tokens", str(GPU_CHUNK)]
+    argv += ["--gpu-memory-utilization", f"{GPU_SHARE:g}", *TOOLS]
     if wish.cache_value_bytes == 1:
         argv += ["--kv-cache-dtype", "fp8"]
     argv += ["--tensor-parallel-size", str(layout.tp)]
@@ -52,8 +52,18 @@ def _node(plan: Plan, site: Site, node: int) -> Process:
     if layout.ep:
         argv += ["--enable-expert-parallel"]
     if layout.dp > 1:
+        argv += ["--data-parallel-size", str(layout.dp)]
+    return tuple(argv)
+
+
+def _node(plan: Plan, site: Site, node: int) -> Process:
+    layout, machine = plan.memory.layout, plan.machine
+    assert layout is not None
+    head = node == 0
+    argv = ["vllm", "serve", site.model, "--served-model-name", site.served_name, *options(plan)]
+    if layout.dp > 1:
         local = layout.dp // machine.nodes
-        argv += ["--data-parallel-size", str(layout.dp), "--data-parallel-size-local", str(local)]
+        argv += ["--data-parallel-size-local", str(local)]
         argv += ["--data-parallel-address", site.host(0), "--data-parallel-rpc-port", str(RPC_PORT)]
         if not head:
             argv += ["--data-parallel-start-rank", str(node * local)]
