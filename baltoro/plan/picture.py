@@ -41,7 +41,8 @@ def svg(plan: Plan) -> str:
     def x_of(rate: float) -> float:
         return LEFT + (math.log10(rate) - low) / (high - low) * (WIDTH - LEFT - 200)
 
-    rows.append(_text(16, top, "tokens/s of one request, from low to high, expected marked (logarithmic)", small=True))
+    scale = f"tokens/s of one request, {plan.wish.concurrency} at once, from low to high (logarithmic)"
+    rows.append(_text(16, top, scale, small=True))
     top += 14
     for each in rates:
         assert each.tokens_per_s is not None

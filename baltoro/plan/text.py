@@ -41,9 +41,13 @@ def _parts(plan: Plan) -> Iterator[RenderableType]:
     yield _formats(plan)
     if plan.layouts:
         yield _layouts(plan)
-    yield "what would help, the cheapest first:" if plan.advice else "nothing that was tried would help by 10 % or more"
+    yield (
+        f"what would help, the cheapest first{_company(plan)}:"
+        if plan.advice
+        else "nothing that was tried would help by 10 % or more"
+    )
     for number, each in enumerate(plan.advice, 1):
-        yield f"{number}. {each.change}: {plan.tokens_per_s.expected:.2f} -> {each.tokens_per_s:.2f} tokens/s"
+        yield f"{number}. {each.change}: {plan.choice.tokens_per_s:.2f} -> {each.tokens_per_s:.2f} tokens/s"
 
 
 def _memory(plan: Plan) -> Table:
@@ -117,7 +121,9 @@ def _loading(plan: Plan) -> Table:
 
 
 def _formats(plan: Plan) -> Table:
-    table = Table("format", "weights", "place", "tokens/s", "quality", title="formats", title_justify="left")
+    table = Table(
+        "format", "weights", "place", "tokens/s", "quality", title=f"formats{_company(plan)}", title_justify="left"
+    )
     for each in plan.formats:
         where = f"{each.place} {each.layout or ''}".strip() if each.place else f"{size(each.short_bytes or 0)} short"
         rate = band(each.tokens_per_s) if each.tokens_per_s is not None else ""
@@ -126,12 +132,18 @@ def _formats(plan: Plan) -> Table:
 
 
 def _layouts(plan: Plan) -> Table:
-    table = Table("layout", "each GPU", "cache tokens", "tokens/s", "", title="layouts", title_justify="left")
+    table = Table(
+        "layout", "each GPU", "cache tokens", "tokens/s", "", title=f"layouts{_company(plan)}", title_justify="left"
+    )
     for each in plan.layouts:
         why = "; ".join(each.problems) or (f"{size(each.short_bytes)} short" if each.short_bytes else "")
         rate = band(each.tokens_per_s) if each.tokens_per_s is not None else ""
         table.add_row(each.name, size(each.gpu_bytes), f"{each.free_cache_tokens:,}", rate, why)
     return table
+
+
+def _company(plan: Plan) -> str:
+    return f", one of {plan.wish.concurrency} requests at once" if plan.wish.concurrency > 1 else ""
 
 
 def band(rate: Band) -> str:
