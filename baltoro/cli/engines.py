@@ -31,13 +31,13 @@ def started(model: str, name: str, given: list[str], *, max_context: int | None,
     argv = local.command(model, name=name, port=port, planned=_planned(model, max_context, say), given=given)
     patience_s = local.patience_s(model)
     say(f"starting vLLM, which has {patience_s:.0f} s to load {model} ...")
-    with local.Child(argv, port) as child:
-        before = signal.signal(signal.SIGTERM, _leave)  # else it would stay behind
-        try:
+    before = signal.signal(signal.SIGTERM, _leave)  # else vLLM would stay behind; the server has its own while it runs
+    try:
+        with local.Child(argv, port) as child:
             child.wait(patience_s, say)
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        yield child
+            yield child
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:  # noqa: ARG001

@@ -66,7 +66,7 @@ class Memory:
         """Where it does not fit, and by how many bytes; None if it fits."""
         over = [(where, self.used(where) - room) for where, room in self.capacity]
         worst = max(over, key=lambda each: each[1], default=("", 0.0))
-        return worst if worst[1] > 0 else None
+        return worst if worst[1] >= 1.0 else None  # what is filled to the brim may be over by a rounding
 
 
 def memories(config: ModelConfig, format: Format, machine: Machine, wish: Wish) -> Iterator[Memory]:

@@ -47,7 +47,7 @@ def test_what_fits_fits_and_what_does_not_says_by_how_much(machine: Machine, for
     wish = Wish(context=context)
     for memory in memories(K2, FORMATS[format], machine, wish):
         over = {where: memory.used(where) - room for where, room in memory.capacity}
-        assert (memory.short is None) == all(each <= 0 for each in over.values())
+        assert (memory.short is None) == all(each < 1 for each in over.values())
         if memory.short is not None:
             where, missing = memory.short
             assert missing == over[where] == max(over.values())
