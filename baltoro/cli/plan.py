@@ -17,8 +17,9 @@ from baltoro.sizes import parse_bytes
 
 if TYPE_CHECKING:
     from baltoro.config import ModelConfig
-    from baltoro.plan.machine import Machine
+    from baltoro.plan.machine import Catalogue, Described, Machine
     from baltoro.plan.memory import Wish
+    from baltoro.plan.planner import Plan
 
 
 class Place(StrEnum):
@@ -193,7 +194,7 @@ def plan(
     if picture is not None:
         from baltoro.plan.picture import svg
 
-        picture.write_text(svg(found), encoding="utf-8")
+        _write(picture.parent, {picture.name: svg(found)})
     if as_json:
         typer.echo(json.dumps(planner.document(found) | {"commands": files}, indent=2))
         return
@@ -223,7 +224,7 @@ def _model(model: str) -> tuple[ModelConfig, int | None, list[str]]:
     return found.config, found.file_bytes, [*notes, *(f"warning: {each}" for each in found.mismatches)]
 
 
-def _machine(name: str | None, options: Any, known: Any, directory: Path) -> Machine:
+def _machine(name: str | None, options: Described, known: Catalogue, directory: Path) -> Machine:
     from baltoro.plan.machine import described, machine_named
 
     if name is not None or options.ram is not None or options.gpu is not None or options.ram_bandwidth is not None:
@@ -244,7 +245,7 @@ def _refuse(
 
 
 def _launch(
-    found: Any, engine: Engine | None, form: Form, *, asked: bool, prefill_nodes: int | None, hosts: str | None,
+    found: Plan, engine: Engine | None, form: Form, *, asked: bool, prefill_nodes: int | None, hosts: str | None,
     path: str, devices: str,
 ) -> dict[str, str]:  # fmt: skip
     from baltoro.plan.launch import engines, forms
@@ -269,15 +270,20 @@ def _launch(
 def _write(out: Path, files: dict[str, str]) -> None:
     for name, content in files.items():
         target = out / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         fresh = target.with_name(target.name + ".new")
-        fresh.write_text(content, encoding="utf-8")
-        if name.endswith(".sh"):
-            fresh.chmod(0o755)
-        fresh.replace(target)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            fresh.write_text(content, encoding="utf-8")
+            if name.endswith(".sh"):
+                fresh.chmod(0o755)
+            fresh.replace(target)
+        except OSError as error:
+            raise BaltoroError(
+                f"{target}: {error.strerror}", hint="--out and --picture name places of yours"
+            ) from error
 
 
-def _check(found: Any, source: str, *, as_json: bool) -> None:
+def _check(found: Plan, source: str, *, as_json: bool) -> None:
     from baltoro.plan import check
 
     measured = check.read(source) if not source.startswith(("http://", "https://")) else _watched(source)

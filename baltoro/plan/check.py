@@ -79,8 +79,8 @@ def _of_doctor(plan: Plan, facts: dict[str, Any]) -> list[Row]:
     if facts["prompt_tokens"] >= nearest.tokens / 4:  # shorter prompts are other work
         rate = facts["prompt_tokens"] / facts["prompt_s"]
         rows.append(Row(what="prompt, tokens/s", predicted=nearest.tokens_per_s, measured=rate))
-    loads = per_second(plan.weights.whole / 1e9, plan.load.seconds)
-    rows.append(Row(what="loading, GB/s", predicted=loads, measured=plan.weights.whole / 1e9 / facts["load_s"]))
+    loads = per_second(plan.weights.whole / 1e6, plan.load.seconds)
+    rows.append(Row(what="loading, MB/s", predicted=loads, measured=plan.weights.whole / 1e6 / facts["load_s"]))
     return rows
 
 

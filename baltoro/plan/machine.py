@@ -64,7 +64,7 @@ class Machine:
         nodes = f"{self.nodes} nodes of " if self.nodes > 1 else ""
         if self.gpu is not None:
             return f"{nodes}{self.gpus} x {self.gpu.name}" + (f" ({self.name})" if self.name != "described" else "")
-        return f"{nodes}{self.name}, {self.ram_bytes / 2**30:,.0f} GiB of RAM"
+        return f"{self.name}, {nodes}{self.ram_bytes / 2**30:,.0f} GiB of RAM"
 
     @property
     def gpu_count(self) -> int:

@@ -150,7 +150,10 @@ def make(
             hint="a shorter --context",
         )
     mix = mix or Mix()
-    choice = choose(config, machine, wish, format)
+    try:
+        choice = choose(config, machine, wish, format)
+    except PlanError as error:
+        raise _with_a_way_out(error, config, machine, wish, format, card) from error
     memory, held = choice.memory, weights(config, choice.format)
 
     def step(context: int, batch: int) -> Time:
@@ -179,6 +182,20 @@ def make(
         formats=tuple(_options(config, machine, wish)), layouts=tuple(_layouts(config, choice, machine, wish)),
         advice=tuple(advice(config, choice.format, machine, wish, choice, card)),
     )  # fmt: skip
+
+
+def _with_a_way_out(
+    error: PlanError, config: ModelConfig, machine: Machine, wish: Wish, format: Format | None, card: Gpu
+) -> PlanError:
+    """The refusal with the cheapest change that makes it fit, where bytes are missing and one of those tried does."""
+    if error.short_bytes is None:
+        return error
+    found = advice(config, format or order(config, machine)[0], machine, wish, None, card)
+    if not found:
+        return error
+    first = found[0]
+    hint = f"cheapest of what would: {first.change}, {first.tokens_per_s:.2f} tokens/s"
+    return PlanError(error.message, hint=hint, short_bytes=error.short_bytes)
 
 
 def own_format(config: ModelConfig) -> Format:

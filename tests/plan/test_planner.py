@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from baltoro.cli import app
 from baltoro.config import ModelConfig
-from baltoro.errors import PlanError
+from baltoro.errors import BaltoroError, PlanError
 from baltoro.plan import planner, text
 from baltoro.plan.choice import best, choose
 from baltoro.plan.formats import FORMATS
@@ -191,6 +191,22 @@ def test_what_cannot_fit_is_refused_with_exit_code_1_and_a_document() -> None:
     document = json.loads(result.stdout)
     assert (document["fits"], document["binding"]) == (False, "memory")
     assert document["short_bytes"] == result.exception.short_bytes > 10**9
+
+
+def test_a_refusal_names_the_cheapest_change_that_makes_it_fit() -> None:
+    with pytest.raises(PlanError, match="GB short") as error:
+        plan("h200-x8", format="fp8", place="gpu", context=131072)
+    assert "w4a16 instead of fp8" in error.value.hint
+    with pytest.raises(PlanError) as error:
+        plan("desktop", format="int4", context=131072, ram_bytes=8e9)
+    assert "a context of" in error.value.hint or "GiB of RAM" in error.value.hint
+
+
+def test_a_place_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for option in ("--out", "--picture"):
+        result = run("--machine", "h200-x16", option, str(tmp_path / "file" / "x"))
+        assert isinstance(result.exception, BaltoroError)
 
 
 def test_no_torch_for_a_described_machine() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from baltoro.errors import PlanError
 from baltoro.plan.launch.processes import Launch, Process, Site, gateway, load_seconds
+from baltoro.plan.layout import Layout
 from baltoro.plan.memory import RAM_CHUNK
 from baltoro.plan.planner import Plan
 
@@ -129,7 +130,7 @@ def ours(plan: Plan, site: Site) -> Launch:
     )  # fmt: skip
 
 
-def _all_on_gpus(plan: Plan, engine: str):
+def _all_on_gpus(plan: Plan, engine: str) -> Layout:
     layout = plan.memory.layout
     if plan.memory.place != "gpu" or layout is None:
         raise PlanError(

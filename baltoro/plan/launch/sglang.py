@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from baltoro.errors import PlanError
 from baltoro.plan.launch.processes import Launch, Process, Site, gateway, load_seconds
+from baltoro.plan.layout import Layout, cache_per_token, per_gpu
 from baltoro.plan.machine import GPU_SHARE
+from baltoro.plan.memory import GPU_CHUNK, activations
 from baltoro.plan.planner import Plan
 
-IMAGE = "lmsysorg/sglang:v0.5.5"
+IMAGE = "lmsysorg/sglang:v0.5.23"
 DIST_PORT, ROUTER_PORT = 20000, 8001
-SMALLEST_GROUP = 2  # nodes of prefill or of decode: below it one group with all of them is faster
 
 
 def launch(plan: Plan, site: Site) -> Launch:
@@ -24,7 +25,7 @@ def launch(plan: Plan, site: Site) -> Launch:
         )
     nodes = range(plan.machine.nodes)
     return Launch(
-        engine="sglang", image=IMAGE, install="pip install 'sglang>=0.5.5'",
+        engine="sglang", image=IMAGE, install="pip install 'sglang>=0.5.23'",
         processes=tuple(_process(plan, site, "sglang", nodes, node) for node in nodes),
         gateway=gateway(site, (f"http://{site.host(0)}:{site.port}",)), load_s=load_seconds(plan),
         notes=("every node needs the same files at the same path, or a hub that it reaches",),
@@ -40,12 +41,14 @@ def disaggregated(plan: Plan, site: Site, prefill_nodes: int) -> Launch:
     groups = {"prefill": range(prefill_nodes), "decode": range(prefill_nodes, count)}
     for role, nodes in groups.items():
         gpus = len(nodes) * plan.machine.gpus
-        room = gpus * plan.machine.usable_gpu
-        if plan.weights.whole > room:
+        alone = Layout(dp=gpus, ep=True)  # attention on each GPU, experts shared out over the group
+        cache = plan.wish.context * cache_per_token(plan.config, alone, value_bytes=plan.wish.cache_value_bytes)
+        needed = sum(per_gpu(plan.config, plan.weights, alone)) + cache + activations(plan.config, GPU_CHUNK)
+        if (short := needed - plan.machine.usable_gpu) > 0:
             raise PlanError(
-                f"{role} on {len(nodes)} nodes has room for {room / 1e9:,.0f} GB, of {plan.weights.whole / 1e9:,.0f}",
+                f"{role} on {len(nodes)} nodes needs {needed / 1e9:,.0f} GB of each GPU, {short / 1e9:,.1f} too many",
                 hint="each group holds the whole model: more nodes, or no --prefill-nodes",
-                short_bytes=int(plan.weights.whole - room),
+                short_bytes=int(short) + 1,
             )
         if plan.config.n_routed_experts % gpus:
             raise PlanError(
@@ -60,7 +63,7 @@ def disaggregated(plan: Plan, site: Site, prefill_nodes: int) -> Launch:
               "--port", str(ROUTER_PORT)),
     )  # fmt: skip
     return Launch(
-        engine="sglang", image=IMAGE, install="pip install 'sglang>=0.5.5' sglang-router mooncake-transfer-engine",
+        engine="sglang", image=IMAGE, install="pip install 'sglang>=0.5.23' sglang-router mooncake-transfer-engine",
         processes=(*processes, router), gateway=gateway(site, (f"http://{first}:{ROUTER_PORT}",)),
         load_s=load_seconds(plan),
         notes=(

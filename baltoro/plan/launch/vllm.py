@@ -1,4 +1,4 @@
-"""vLLM, from 0.12 on: tensor parallel over nodes by its own `--nnodes`, or data parallel with expert parallel.
+"""vLLM, as 0.32 has it: tensor parallel over nodes by its own `--nnodes`, or data parallel with expert parallel.
 
 tests/plan/test_launch.py has vLLM's own parser read every line that is written here.
 """
@@ -10,7 +10,7 @@ from baltoro.plan.machine import GPU_SHARE
 from baltoro.plan.memory import GPU_CHUNK
 from baltoro.plan.planner import Plan
 
-IMAGE = "vllm/vllm-openai:v0.12.0"
+IMAGE = "vllm/vllm-openai:v0.32.0"
 MASTER_PORT, RPC_PORT = 29500, 13345
 NODES = frozenset(  # options with a value that say who else there is
     {"--nnodes", "--node-rank", "--master-addr", "--master-port", "--data-parallel-address",
@@ -30,7 +30,7 @@ def launch(plan: Plan, site: Site) -> Launch:
     if layout.dp > 1:
         notes.append("each node computes with its own ranks; the first one takes all requests and shares them out")
     return Launch(
-        engine="vllm", image=IMAGE, install="pip install 'vllm>=0.12'", processes=processes,
+        engine="vllm", image=IMAGE, install="pip install 'vllm>=0.32'", processes=processes,
         gateway=gateway(site, (f"http://{site.host(0)}:{site.port}",)), load_s=load_seconds(plan), notes=tuple(notes),
     )  # fmt: skip
 
