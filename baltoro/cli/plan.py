@@ -146,7 +146,7 @@ def plan(
     with published results. What cannot fit is refused, with the bytes that are missing. Without a machine this one is
     measured, which takes some seconds.
     """  # fmt: skip
-    from baltoro.plan import planner
+    from baltoro.plan import document, planner
     from baltoro.plan.formats import format_of
     from baltoro.plan.layout import parse
     from baltoro.plan.machine import Described, catalogue
@@ -196,7 +196,7 @@ def plan(
 
         _write(picture.parent, {picture.name: svg(found)})
     if as_json:
-        typer.echo(json.dumps(planner.document(found) | {"commands": files}, indent=2))
+        typer.echo(json.dumps(document.document(found) | {"commands": files}, indent=2))
         return
     from rich.console import Console
 
@@ -239,9 +239,9 @@ def _refuse(
     model: str, config: ModelConfig, target: Machine, wish: Wish, error: BaltoroError, *, as_json: bool
 ) -> None:
     if as_json and isinstance(error, PlanError):
-        from baltoro.plan import planner
+        from baltoro.plan import document
 
-        typer.echo(json.dumps(planner.refused(model, config, target, wish, error), indent=2))
+        typer.echo(json.dumps(document.refused(model, config, target, wish, error), indent=2))
 
 
 def _launch(

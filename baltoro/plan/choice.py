@@ -37,15 +37,17 @@ def best(config: ModelConfig, format: Format, machine: Machine, wish: Wish) -> C
     """The fastest that fits with this format; None: nothing does."""
     found: list[Choice] = []
     for memory in memories(config, format, machine, wish):
-        if memory.short is None and runs(format, machine, memory):
+        if memory.short is None and runs(config, format, machine, memory):
             depth = min(DEPTH, wish.context)
             step = speed.decode(config, format, machine, memory, wish, context=depth, batch=wish.concurrency)
             found.append(Choice(format=format, machine=machine, memory=memory, step=step))
     return max(found, key=lambda each: each.tokens_per_s, default=None)
 
 
-def runs(format: Format, machine: Machine, memory: Memory) -> bool:
-    """Whether the hardware multiplies what lies there: block-fp8 on GPUs wants tensor cores for it."""
+def runs(config: ModelConfig, format: Format, machine: Machine, memory: Memory) -> bool:
+    """Whether the layout starts, and the hardware multiplies what lies there: block-fp8 wants tensor cores for it."""
+    if memory.place == "gpu" and memory.layout is not None and any(layouts.problems(config, format, memory.layout)):
+        return False
     return not (memory.place == "gpu" and format.name == "fp8" and machine.gpu and machine.gpu.fp8_flops is None)
 
 

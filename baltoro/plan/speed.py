@@ -173,7 +173,7 @@ def _on_gpus(
         + mine * context * cache_on_gpu(config, layout, value_bytes=wish.cache_value_bytes) * layout.pp
     )  # fmt: skip
     flops = counts.decode_flops(config, context=max(1, context)) * batch / layout.width
-    peak = Band(*(machine.gpu.bf16_flops * min(1.0, 2 * each) for each in eff.compute))
+    peak = Band(*(machine.gpu.bf16_flops * each for each in eff.compute))
     read = _larger(_read("GPU memory", per_gpu, bandwidth), _compute(flops, peak))
     return Time((read, _launches(config.num_hidden_layers, _gpu_launches(machine, layout))))
 

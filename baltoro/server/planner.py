@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse
 
 from baltoro.config import PRESETS, ModelConfig
 from baltoro.errors import BaltoroError, PlanError, RequestError
-from baltoro.plan import planner
+from baltoro.plan import document, planner
 from baltoro.plan.formats import FORMATS, format_of
 from baltoro.plan.launch import engines, forms
 from baltoro.plan.launch.processes import Site
@@ -72,8 +72,8 @@ def answer(asked: dict[str, str], known: Catalogue, configs: dict[str, ModelConf
         card = known.gpus["RTX-4090"]
         found = planner.make(name, config, machine, wish, card=card, format=format, mix=mix)
     except PlanError as error:
-        return planner.refused(name, config, machine, wish, error) | {"choices": choices}
-    return planner.document(found) | {"commands": _commands(found), "choices": choices}
+        return document.refused(name, config, machine, wish, error) | {"choices": choices}
+    return document.document(found) | {"commands": _commands(found), "choices": choices}
 
 
 def _commands(found: planner.Plan) -> dict[str, str]:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from baltoro.cli import app
 from baltoro.config import ModelConfig
 from baltoro.errors import BaltoroError, PlanError
-from baltoro.plan import planner, text
+from baltoro.plan import document, planner, text
 from baltoro.plan.choice import best, choose
 from baltoro.plan.formats import FORMATS
 from baltoro.plan.machine import Machine
@@ -84,7 +84,7 @@ def test_bands_are_in_order_and_company_costs_time(machine: Machine, requests: i
 
 def test_the_cache_of_128k_is_9_21_gb_and_not_229() -> None:
     for machine in ("desktop", "h200-x16", "m3-ultra"):
-        assert planner.document(plan(machine))["cache_bytes"]["131072"] == 131072 * 61 * 576 * 2 == 9_210_691_584
+        assert document.document(plan(machine))["cache_bytes"]["131072"] == 131072 * 61 * 576 * 2 == 9_210_691_584
     assert plan("h200-x16").cache_bytes(262144) == pytest.approx(17.16 * 2**30, rel=1e-3)
 
 
@@ -151,7 +151,7 @@ def test_every_machine_of_the_catalogue_has_a_plan_a_picture_and_a_document(mach
     drawn = ElementTree.fromstring(svg(found))
     rectangles = list(drawn.iter("{http://www.w3.org/2000/svg}rect"))
     assert all(float(each.get("width", 0)) >= 0 and float(each.get("x", 0)) >= 0 for each in rectangles)
-    assert json.loads(json.dumps(planner.document(found)))["fits"] is True
+    assert json.loads(json.dumps(document.document(found)))["fits"] is True
     console = Console(width=160, record=True, file=io.StringIO())
     text.show(found, console)
     shown = console.export_text()
@@ -177,20 +177,20 @@ def run(*arguments: str) -> Any:
 def test_the_form_that_scripts_rely_on() -> None:
     result = run("kimi-k2-instruct", "--json", "--ram", "24GiB", "--disk", "2GB/s")
     assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    assert document["cache_bytes"]["131072"] == 9_210_691_584
-    assert document["cold_bytes_per_token"] == 11_890_851_840
-    assert document["binding"] == "disk"
-    assert document["tokens_per_s"]["low"] < document["tokens_per_s"]["expected"] < document["tokens_per_s"]["high"]
-    assert document["resident_bytes"] + document["expert_bytes"] == pytest.approx(579.8e9, rel=1e-3)
+    found = json.loads(result.stdout)
+    assert found["cache_bytes"]["131072"] == 9_210_691_584
+    assert found["cold_bytes_per_token"] == 11_890_851_840
+    assert found["binding"] == "disk"
+    assert found["tokens_per_s"]["low"] < found["tokens_per_s"]["expected"] < found["tokens_per_s"]["high"]
+    assert found["resident_bytes"] + found["expert_bytes"] == pytest.approx(579.8e9, rel=1e-3)
 
 
 def test_what_cannot_fit_is_refused_with_exit_code_1_and_a_document() -> None:
     result = run("kimi-k2-instruct", "--json", "--ram", "8GiB")
     assert isinstance(result.exception, PlanError)
-    document = json.loads(result.stdout)
-    assert (document["fits"], document["binding"]) == (False, "memory")
-    assert document["short_bytes"] == result.exception.short_bytes > 10**9
+    found = json.loads(result.stdout)
+    assert (found["fits"], found["binding"]) == (False, "memory")
+    assert found["short_bytes"] == result.exception.short_bytes > 10**9
 
 
 def test_a_refusal_names_the_cheapest_change_that_makes_it_fit() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from baltoro.config import PRESETS, ModelConfig
 from baltoro.errors import RequestError
-from baltoro.plan import planner as plans
+from baltoro.plan import document
 from baltoro.plan.machine import catalogue
 from baltoro.server import planner
 from tests.plan.made import plan
@@ -24,13 +24,13 @@ CONFIGS = {name: ModelConfig.open(name) for name in PRESETS}
 def test_the_answer_is_the_commands_own_document(server: Address) -> None:
     asked = {"machine": "h200-x16", "context": "32768", "concurrency": "4", "layout": "tp16"}
     answer = server.http.get("/plan.json", params=asked).json()
-    expected = plans.document(plan("h200-x16", layout="tp16", concurrency=4))
+    expected = document.document(plan("h200-x16", layout="tp16", concurrency=4))
     assert {name: answer[name] for name in expected} == _as_json(expected)
     assert answer["choices"]["machines"]["m3-ultra"]
 
 
-def _as_json(document: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(document))
+def _as_json(found: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(found))
 
 
 def test_what_does_not_fit_is_an_answer_too(server: Address) -> None:
@@ -67,12 +67,12 @@ VALUES = st.one_of(
 @given(st.dictionaries(st.sampled_from(sorted(planner.FIELDS)), VALUES.filter(str.strip), max_size=6))
 def test_whatever_is_asked_is_answered_or_refused(asked: dict[str, str]) -> None:
     try:
-        document = planner.answer(asked, KNOWN, CONFIGS)
+        found = planner.answer(asked, KNOWN, CONFIGS)
     except RequestError:
         return
-    if document["fits"]:
-        rates = document["tokens_per_s"]
+    if found["fits"]:
+        rates = found["tokens_per_s"]
         assert 0 < rates["low"] <= rates["expected"] <= rates["high"]
-        assert document["capacity"]
+        assert found["capacity"]
     else:
-        assert document["error"]
+        assert found["error"]
