@@ -37,6 +37,7 @@ class TensorSpec(NamedTuple):
 class Part(NamedTuple):
     """Tensors found `times` times in the model, of which `active` times in the computation of one token."""
 
+    purpose: str  # ends (embedding and head), norm, attention, dense, shared (with the router), experts (routed)
     times: int
     active: int
     tensors: tuple[TensorSpec, ...]
@@ -72,17 +73,17 @@ def is_quantized(name: str) -> bool:
 
 def parameters(config: ModelConfig) -> int:
     """All trained values, the router's correction bias included, scales not."""
-    return sum(part.times * _numel(part) for part in _parts(config))
+    return sum(part.times * _numel(part) for part in parts(config))
 
 
 def active_parameters(config: ModelConfig) -> int:
     """Parameters that one token meets: K of the E experts, everything else whole (embedding and head too)."""
-    return sum(part.active * _numel(part) for part in _parts(config))
+    return sum(part.active * _numel(part) for part in parts(config))
 
 
 def tensor_bytes(config: ModelConfig) -> int:
     """Bytes of all tensors in the published files, without their headers."""
-    return sum(part.times * spec.nbytes for part in _parts(config) for spec in part.tensors)
+    return sum(part.times * spec.nbytes for part in parts(config) for spec in part.tensors)
 
 
 def expert_bytes(config: ModelConfig) -> int:
@@ -125,7 +126,7 @@ def _head(config: ModelConfig) -> int:
 
 def _products(config: ModelConfig) -> int:
     """Weights that one token is multiplied with inside the layers."""
-    layers = (part for part in _parts(config) if part.tensors[0].name.startswith("model.layers."))
+    layers = (part for part in parts(config) if part.tensors[0].name.startswith("model.layers."))
     matrices = ((part.active, spec) for part in layers for spec in part.tensors if len(spec.shape) == 2)
     return sum(active * spec.numel for active, spec in matrices if spec.is_parameter)
 
@@ -134,7 +135,7 @@ def _numel(part: Part) -> int:
     return sum(spec.numel for spec in part.tensors if spec.is_parameter)
 
 
-def _parts(config: ModelConfig) -> list[Part]:
+def parts(config: ModelConfig) -> list[Part]:
     """The model without repetition: what a layer, an expert, ... consists of and how often it occurs."""
     layers = config.num_hidden_layers
     moe = sum(config.is_moe(layer) for layer in range(layers))
@@ -143,12 +144,14 @@ def _parts(config: ModelConfig) -> list[Part]:
     router = (*_router(config, prefix, as_shipped=True), *_shared(config, prefix))
     expert = tuple(_mlp(config, prefix, config.moe_intermediate_size))
     return [
-        Part(2, 2, (TensorSpec("lm_head.weight", (config.vocab_size, hidden), "BF16"),)),  # the embedding is as large
-        Part(1, 1, (TensorSpec("model.norm.weight", (hidden,), "BF16"),)),
-        Part(layers, layers, (*_attention(config, prefix), *_stray(config, prefix))),
-        Part(layers - moe, layers - moe, dense),
-        Part(moe, moe, router),
-        Part(moe * config.n_routed_experts, moe * config.num_experts_per_tok, expert),
+        Part(
+            "ends", 2, 2, (TensorSpec("lm_head.weight", (config.vocab_size, hidden), "BF16"),)
+        ),  # the embedding is as large
+        Part("norm", 1, 1, (TensorSpec("model.norm.weight", (hidden,), "BF16"),)),
+        Part("attention", layers, layers, (*_attention(config, prefix), *_stray(config, prefix))),
+        Part("dense", layers - moe, layers - moe, dense),
+        Part("shared", moe, moe, router),
+        Part("experts", moe * config.n_routed_experts, moe * config.num_experts_per_tok, expert),
     ]
 
 

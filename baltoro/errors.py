@@ -8,6 +8,7 @@ BaltoroError              what is wrong, with the value; what was expected; what
 ├── FetchError            a source that cannot be read, a full disk, bytes that are not those published
 ├── TokenizerError        tiktoken.model, special tokens, undecodable ids
 ├── RecipeError           a training recipe (TOML) or its data
+├── PlanError             a model that does not fit a machine, or not in the layout that is asked for
 ├── EngineError           the engine failed or is shutting down; not the caller's fault
 │   ├── QueueFull         as many requests wait as may; later there is room again
 │   └── DeadlineError     a request was not done when its time was over
@@ -61,6 +62,14 @@ class TokenizerError(BaltoroError):
 
 class RecipeError(BaltoroError):
     """A training recipe asks for something that does not exist or does not fit."""
+
+
+class PlanError(BaltoroError):
+    """The model does not run there. `short_bytes`: how much is missing at the fullest place; None: it is not bytes."""
+
+    def __init__(self, message: str, *, hint: str = "", short_bytes: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.short_bytes = short_bytes
 
 
 class EngineError(BaltoroError):

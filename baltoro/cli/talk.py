@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from baltoro.cli import hooks, journaling, operations
+from baltoro.cli import engines, hooks, journaling, operations
 from baltoro.cli.access import Access
 from baltoro.cli.app import app
+from baltoro.cli.engines import Engine
 from baltoro.cli.operations import LogFormat, LogLevel, Say
 from baltoro.cli.options import (
     MODEL_HELP,
@@ -102,9 +103,10 @@ def _connect(model: str, say: Say, upstreams: list[str], *, max_context: int | N
     return llm
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True})
 @operations.errors_are_lines
 def serve(
+    context: typer.Context,
     model: OptionalModel = "nano",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
@@ -154,6 +156,13 @@ def serve(
             "BALTORO_UPSTREAM_KEY holds goes along as bearer token.",
         ),
     ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="vllm: start it here with MODEL and stand before it; `-- OPTIONS` are its own. It is found on "
+            "PATH, or as BALTORO_VLLM says."
+        ),
+    ] = Engine.baltoro,
     stuck_after: Annotated[
         float | None,
         typer.Option(
@@ -234,6 +243,10 @@ def serve(
     from baltoro.server.app import Served, create_app
     from baltoro.server.web_search import WebSearch
 
+    if context.args and engine is Engine.baltoro:
+        raise typer.BadParameter(f"{context.args[0]} is for another engine", param_hint="--engine vllm")
+    if upstream and engine is Engine.vllm:
+        raise typer.BadParameter("it runs already, or is started here: one of both", param_hint="--upstream, --engine")
     if no_prefix_cache and prefix_cache is not None:
         raise typer.BadParameter("there is nothing to keep with --no-prefix-cache", param_hint="--prefix-cache")
     if prefix_cache_size is not None and prefix_cache is None:
@@ -253,7 +266,8 @@ def serve(
         journal, content=journal_content, redact=journal_redact, most_bytes=journal_size, most_days=journal_days
     )
     traces = operations.traces(otlp)
-    if upstream:
+    child = None
+    if upstream or engine is Engine.vllm:
         local = {"max-running": max_running, "max-waiting": max_waiting, "request-timeout": request_timeout,
                  "stuck-after": stuck_after,
                  "format": format, "expert-memory": expert_memory, "trace": trace, "trace-steps": trace_steps,
@@ -261,9 +275,15 @@ def serve(
         given = [f"--{name}" for name, value in local.items() if value is not None]
         if given := given + ["--no-prefix-cache"] * no_prefix_cache:
             raise typer.BadParameter(
-                "is for a model that runs here, not behind --upstream", param_hint=", ".join(given)
+                "is for our own engine, not behind --upstream or --engine", param_hint=", ".join(given)
             )
-        opened = _connect(model, say, upstream, max_context=max_context, loose_schemas=loose_schemas)
+        if engine is Engine.vllm:
+            running = engines.started(model, names[0], context.args, max_context=max_context, say=say)
+            child = context.with_resource(running)  # ends when this command does, however
+        urls = upstream if child is None else [child.url]
+        opened = _connect(model, say, urls or [], max_context=max_context, loose_schemas=loose_schemas)
+        if child is not None:
+            child.watch(opened.engine.dead.set)
     else:
         opened = _open(
             model, say, max_context=max_context, max_running=max_running, max_waiting=max_waiting or MAX_WAITING,
@@ -289,7 +309,9 @@ def serve(
             for each in (accounts, writing, traces):
                 if each is not None:
                     each.close()
-        fault = llm.unhealthy() if llm.engine.dead.is_set() else None
+        fault = None
+        if llm.engine.dead.is_set():
+            fault = child.ended if child is not None else llm.unhealthy()
     if fault is not None:
         if llm.engine.stuck:  # Python would wait for threads that never end
             operations.tell_error(BaltoroError(fault), log_format)

@@ -99,7 +99,7 @@ class RemoteEngine:
 
     @property
     def dead(self) -> threading.Event:
-        """Never set: upstreams come back."""
+        """Never set here: upstreams come back. Who started one itself sets it when that has ended."""
         return self._dead
 
     @property

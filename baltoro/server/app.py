@@ -31,6 +31,7 @@ from baltoro.server import (
     openai_routes,
     openapi,
     page,
+    planner,
     reference,
     responses_routes,
 )
@@ -138,7 +139,8 @@ def create_app(
         return JSONResponse({"model": served.names[0], "clock_s": time.monotonic(), **served.llm.statistics()})
 
     rooms = (models, openai_routes, responses_routes, anthropic_routes, moonshot)
-    routers = [router, *(room.router(served) for room in rooms), reference.router(lambda: app.openapi()), page.router()]
+    routers = [router, *(room.router(served) for room in rooms), reference.router(lambda: app.openapi())]
+    routers += [page.router(), planner.router()]
     for each in routers:
         app.include_router(each)
     app.openapi = cache(lambda: openapi.document(app))

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-OPEN = frozenset({"/", "/health", "/ready"})  # the chat page, and for whoever starts, stops and balances servers
-OPEN_FOLDER = "/web/"  # of the chat page, which then asks for a key itself
+OPEN = frozenset({"/", "/plan", "/health", "/ready"})  # the pages, and for whoever starts, stops and balances servers
+OPEN_FOLDER = "/web/"  # of the pages, which then ask for a key themselves
 
 Refuse = Callable[[Request, BaltoroError], Response]  # an error in the words of the dialect that was spoken
 

@@ -1,8 +1,8 @@
-"""The chat page at `/`: files of `web/`, sent as they are, for a browser that may ask this server and nobody else.
+"""The chat page at `/` and the planner at `/plan`: files of `web/`, as they are, for a browser that asks nobody else.
 
-The page is a client of /v1/chat/completions like any other. It needs no build step, and its Content-Security-Policy
-holds what the page promises: no request leaves for another origin, no inline script runs, and with `trusted-types`
-no text of a model can become HTML, whatever the page's own code does.
+The pages are clients of /v1/chat/completions and /plan.json like any other. They need no build step, and their
+Content-Security-Policy holds what they promise: no request leaves for another origin, no inline script runs, and with
+`trusted-types` no text of a model can become HTML, whatever a page's own code does.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _File:
 
 
 def router() -> APIRouter:
-    """GET and HEAD of `/` and `/web/NAME`. HEAD / is also what Claude Code asks before its first request."""
+    """GET and HEAD of `/`, `/plan` and `/web/NAME`. HEAD / is also what Claude Code asks before its first request."""
     files = {path.name: _File.read(path) for path in sorted(_FOLDER.iterdir())}
     routes = APIRouter(include_in_schema=False)
 
@@ -63,10 +63,14 @@ def router() -> APIRouter:
     async def index(request: Request) -> Response:
         return files["index.html"].answer(request)
 
+    @routes.api_route("/plan", methods=["GET", "HEAD"])
+    async def plan(request: Request) -> Response:
+        return files["plan.html"].answer(request)
+
     @routes.api_route("/web/{name}", methods=["GET", "HEAD"])
     async def file(request: Request, name: str) -> Response:
         if name not in files:
-            raise HTTPException(404, "no such file of the chat page")
+            raise HTTPException(404, "no such file of the pages")
         return files[name].answer(request)
 
     return routes

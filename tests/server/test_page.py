@@ -13,13 +13,13 @@ from tests.server.conftest import Address
 
 WEB = Path(baltoro.server.__file__).parent / "web"
 FILES = sorted(path.name for path in WEB.iterdir())
-PATHS = ["/", *(f"/web/{name}" for name in FILES)]
+PATHS = ["/", "/plan", *(f"/web/{name}" for name in FILES)]
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_every_file_has_its_type_and_the_policy(server: Address, path: str) -> None:
-    name = path.removeprefix("/web/") if path != "/" else "index.html"
+    name = {"/": "index.html", "/plan": "plan.html"}.get(path, path.removeprefix("/web/"))
     response = server.http.get(path)
     assert response.status_code == 200
     assert response.content == (WEB / name).read_bytes()
@@ -69,7 +69,7 @@ def test_no_file_names_another_host(name: str) -> None:
 
 
 def test_the_page_has_no_inline_script_or_style_and_every_file_is_used() -> None:
-    used = {"index.html"}
+    used = {"index.html", "plan.html"}
 
     class Reader(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -78,10 +78,11 @@ def test_the_page_has_no_inline_script_or_style_and_every_file_is_used() -> None
             assert tag != "style" and (tag != "script" or named.get("src"))
             used.update(Path(value or "").name for name, value in attrs if name in ("src", "href"))
 
-    Reader().feed((WEB / "index.html").read_text())
+    for page in WEB.glob("*.html"):
+        Reader().feed(page.read_text())
     for path in WEB.glob("*.js"):
         used.update(re.findall(r'(?:from |import\()"\./([\w.]+)"', path.read_text()))
-    assert used == set(FILES)
+    assert used - {"", "plan"} == set(FILES)  # the pages' links to each other are no files
 
 
 def test_no_script_makes_html_of_text() -> None:
