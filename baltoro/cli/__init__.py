@@ -3,7 +3,7 @@
 Data to stdout, talk to stderr. Exit 0: done; 1: an explained failure; 2: wrong usage.
 """
 
-from baltoro.cli import talk, keys, replay, files, doctor, train, evaluate, bench  # isort: skip  (they stand in `--help` in this order)
+from baltoro.cli import talk, keys, replay, files, doctor, train, evaluate, evals, bench  # isort: skip  (they stand in `--help` in this order)
 from baltoro.cli.app import app, main
 
-__all__ = ["app", "bench", "doctor", "evaluate", "files", "keys", "main", "replay", "talk", "train"]
+__all__ = ["app", "bench", "doctor", "evals", "evaluate", "files", "keys", "main", "replay", "talk", "train"]

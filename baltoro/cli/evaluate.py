@@ -115,8 +115,8 @@ def verify(
             url=target, model=model, key=os.environ.get("BALTORO_API_KEY"), samples=chosen, reference=official,
             suites=suite or verifying.SUITES, tokenizer=_tokenizer(tokenizer),
             out=out or Path("verify-" + re.sub(r"[^\w.-]+", "_", target.split("://")[1]).strip("_")),
-            extra=_extra(extra_body), concurrency=concurrency, retries=retries, timeout_s=timeout,
-            budget=_budget(budget_tokens, budget_money, price_input, price_output),
+            extra=extra_of(extra_body), concurrency=concurrency, retries=retries, timeout_s=timeout,
+            budget=budget_of(budget_tokens, budget_money, price_input, price_output),
         )  # fmt: skip
         found = asyncio.run(verifying.run(order))
         typer.echo(f"report: {order.out / 'report.html'}", err=True)
@@ -133,7 +133,7 @@ def _tokenizer(model: str | None) -> Tokenizer | None:
     return Tokenizer.open(directory if directory.is_dir() else directory.parent)
 
 
-def _extra(text: str | None) -> dict[str, Any]:
+def extra_of(text: str | None) -> dict[str, Any]:
     try:
         document: object = json.loads(text) if text is not None else {}
     except ValueError as error:
@@ -143,7 +143,7 @@ def _extra(text: str | None) -> dict[str, Any]:
     return cast("dict[str, Any]", document)
 
 
-def _budget(tokens: int | None, money: str | None, price_input: str | None, price_output: str | None) -> Budget:
+def budget_of(tokens: int | None, money: str | None, price_input: str | None, price_output: str | None) -> Budget:
     from baltoro.eval.budget import Budget
     from baltoro.server import prices
 

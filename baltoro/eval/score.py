@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from baltoro.chat.messages import ChatRequest, ToolCall
 from baltoro.chat.parser import Folded
+from baltoro.eval.possible import Possible, matches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class Truth:
     calls: tuple[ToolCall, ...] = ()  # in any order
     text: str | None = None  # the whole text, exactly
     mentions: tuple[str, ...] = ()  # strings that the text must contain, in any case of letters
+    possible: tuple[Possible, ...] = ()  # calls with all the values that are allowed, in place of `calls`
+    any_text: bool = False  # whatever is said is right as long as nothing is called, nothing too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +49,8 @@ def judge(example: Example, answer: Folded) -> Score:
     checks: dict[str, bool] = {}
     if example.truth.calls:
         checks |= _call_checks(example.truth.calls, answer.calls)
+    elif example.truth.possible:
+        checks |= _possible_checks(example, answer.calls)
     else:
         checks["no_call"] = not answer.calls and not answer.incomplete
         text = (answer.content or "").strip()
@@ -53,7 +58,7 @@ def judge(example: Example, answer: Folded) -> Score:
             checks["text"] = text == example.truth.text.strip()
         elif example.truth.mentions:
             checks["mentions"] = all(word.casefold() in text.casefold() for word in example.truth.mentions)
-        else:
+        elif not example.truth.any_text:
             checks["words"] = bool(text)
     right = all(checks.values())
     reason = "" if right else f"{', '.join(name for name, good in checks.items() if not good)}: {_told(answer)}"
@@ -66,6 +71,15 @@ def _call_checks(expected: Sequence[ToolCall], found: Sequence[ToolCall]) -> dic
         "called": bool(found),
         "names": sorted(call.name for call in expected) == sorted(call.name for call in found),
         "arguments": sorted(map(_canonical, expected)) == sorted(map(_canonical, found)),
+    }
+
+
+def _possible_checks(example: Example, found: Sequence[ToolCall]) -> dict[str, bool]:
+    expected = example.truth.possible
+    return {
+        "called": bool(found),
+        "names": sorted(possible.name for possible in expected) == sorted(call.name for call in found),
+        "arguments": matches(expected, found, example.request.tools),
     }
 
 

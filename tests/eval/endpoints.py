@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +66,50 @@ def document(
         "choices": [{"index": 0, "message": message, "finish_reason": finish or ("tool_calls" if made else "stop")}],
         "usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1], "total_tokens": sum(usage)},
     }  # fmt: skip
+
+
+class Counter:
+    """A server that counts what it is asked, and falls silent at request `hang`."""
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        """answer: None calls a function that nobody declared"""
+        self._answer = answer or _calling
+        self.asked: list[dict[str, Any]] = []
+        self.hang: int | None = None
+        self.silent = threading.Event()
+        self.over = threading.Event()
+
+    @contextmanager
+    def serve(self) -> Iterator[str]:
+        counter = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                counter.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
+                if len(counter.asked) == counter.hang:
+                    counter.silent.set()
+                    counter.over.wait()
+                    return
+                status, told = counter._answer(counter.asked[-1])
+                data = json.dumps(told).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}"
+            finally:
+                self.over.set()
+                server.shutdown()
+                thread.join()
+
+
+def _calling(body: dict[str, Any]) -> tuple[int, Any]:
+    return 200, document("", [("none_such", json.dumps({"n": len(json.dumps(body))}))])

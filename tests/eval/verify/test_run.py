@@ -8,12 +8,8 @@ import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -22,7 +18,7 @@ from baltoro.eval.verify import metrics, report, samples
 from baltoro.eval.verify.run import Order, recount, run
 from baltoro.llm import LLM
 from baltoro.server.app import Served, create_app
-from tests.eval.endpoints import document
+from tests.eval.endpoints import Counter
 from tests.server.conftest import serving
 
 BALTORO = [sys.executable, "-c", "from baltoro.cli import main; main()"]
@@ -50,47 +46,6 @@ def test_our_server_with_random_weights_has_a_schema_accuracy_of_100_percent(
     page = (tmp_path / "report.html").read_text()
     assert "<svg" in page
     assert not re.search(r"(src|href|url\()\s*=?\s*[\"'(]?https?:", page), "nothing is loaded from elsewhere"
-
-
-class Counter:
-    """An endpoint that answers everything, counts, and falls silent at request `hang`."""
-
-    def __init__(self) -> None:
-        self.asked: list[dict[str, Any]] = []
-        self.hang: int | None = None
-        self.silent = threading.Event()
-        self.over = threading.Event()
-
-    @contextmanager
-    def serve(self) -> Iterator[str]:
-        counter = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                counter.asked.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-                if len(counter.asked) == counter.hang:
-                    counter.silent.set()
-                    counter.over.wait()
-                    return
-                arguments = json.dumps({"n": len(json.dumps(counter.asked[-1]))})
-                data = json.dumps(document("", [("none_such", arguments)])).encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            try:
-                yield f"http://127.0.0.1:{server.server_port}"
-            finally:
-                self.over.set()
-                server.shutdown()
-                thread.join()
 
 
 def test_a_run_that_is_killed_goes_on_where_it_was_and_pays_nothing_twice(tmp_path: Path) -> None:
