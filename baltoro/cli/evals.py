@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, closing
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -109,6 +109,10 @@ def run(
     samples: Annotated[int | None, typer.Option(min=1, help="Answers to each. [default: the card's, or 1]")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of an answer. [default: 8192, the card's]")] = None,
     temperature: Annotated[float | None, typer.Option(min=0, max=2, help="[default: the card's, or 0]")] = None,
+    user_url: Annotated[
+        str | None, typer.Option(help="Who plays the users of tau2. [default: the model that is asked]")
+    ] = None,
+    user_name: Annotated[str | None, typer.Option(metavar="NAME", help="What it calls its model.")] = None,
     unsafe_code: Annotated[
         bool, typer.Option("--unsafe-code", help="Run what the model programs without bubblewrap, if there is none.")
     ] = False,
@@ -128,17 +132,19 @@ def run(
     """Ask MODEL, or what is behind --url, the tasks whose files lie in --data; scores stand beside the published ones.
 
     Killed at any moment, the same command goes on to the same result and asks nothing twice. What BALTORO_API_KEY holds
-    goes along to an endpoint.
+    goes along to an endpoint, BALTORO_USER_KEY to --user-url.
     """
     from baltoro.eval import compare, evaluate
     from baltoro.eval.code import Runner
     from baltoro.eval.display import Display
-    from baltoro.eval.endpoint import Endpoint
+    from baltoro.eval.endpoint import Endpoint, connected
     from baltoro.eval.ledger import Ledger
     from baltoro.eval.offline import chosen
 
     if url is not None and (model != "nano" or format is not None or threads is not None):
         raise typer.BadParameter("the endpoint has its own model and options", param_hint="--url")
+    if user_name is not None and user_url is None:
+        raise typer.BadParameter("it goes with --user-url", param_hint="--user-name")
     if url is None and name is not None:
         raise typer.BadParameter("it goes with --url", param_hint="--name")
     tasks, left_out = chosen(task or [])
@@ -155,13 +161,24 @@ def run(
     budget = budget_of(budget_tokens, budget_money, price_input, price_output)
 
     async def go() -> tuple[str, list[Result], list[str]]:
-        async with _target(url, name, model, format, threads, timeout) as (client, called):
-            owner = {"target": url or model, "model": called, "format": format and format.value}
+        key = os.environ.get("BALTORO_USER_KEY")
+        async with AsyncExitStack() as stack:
+            client, called = await stack.enter_async_context(_target(url, name, model, format, threads, timeout))
+            played = (
+                await stack.enter_async_context(connected(user_url, key=key, model=user_name, timeout_s=timeout))
+                if user_url
+                else None
+            )
+            owner = {"target": url or model, "model": called, "format": format and format.value,
+                     "user": played and played[1]}  # fmt: skip
             with Ledger(folder / "ledger.jsonl", owner) as ledger, Display(budget) as display:
                 endpoint = Endpoint(client, called, ledger=ledger, budget=budget, extra=extra_of(extra_body),
                                     concurrency=concurrency, retries=retries)  # fmt: skip
-                work = evaluate.Work(endpoint=endpoint, out=folder, data=data, runner=runner, display=display,
-                                     length_field="max_tokens" if url else "max_completion_tokens")  # fmt: skip
+                user = played and Endpoint(*played, ledger=ledger, budget=budget, concurrency=concurrency,
+                                           retries=retries, earlier=False)  # fmt: skip
+                length_field = "max_tokens" if url else "max_completion_tokens"
+                work = evaluate.Work(user=user, endpoint=endpoint, out=folder, data=data, runner=runner,
+                                     display=display, length_field=length_field)  # fmt: skip
                 return called, *await evaluate.run(work, wanted)
 
     called, results, open_ends = asyncio.run(go())

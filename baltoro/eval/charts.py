@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
 
-_ROW, _LABEL, _WIDTH, _VALUE = 24, 230, 420, 150
+_ROW, _LABEL, _WIDTH, _VALUE = 24, 290, 390, 130
 
 
 class BarRow(NamedTuple):

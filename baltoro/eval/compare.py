@@ -24,6 +24,8 @@ def deviations(result: Result) -> list[str]:
         for name in ("samples", "max_tokens", "temperature")
         if getattr(ours, name) != getattr(theirs, name)
     ]
+    if theirs.judge:
+        found.append(f"whoever is not asked but plays a part need not be the card's: {theirs.judge}")
     return [*found, *([f"the first {ours.limit} questions of each kind"] if ours.limit is not None else [])]
 
 

@@ -77,6 +77,7 @@ class Work:
     data: Path
     runner: Runner
     display: Display
+    user: Endpoint | None = None  # plays the users of conversations; None: the model itself
     length_field: str = "max_tokens"  # max_completion_tokens is a bound that a context may cut, where it is known
 
 
@@ -104,10 +105,18 @@ async def _ask(work: Work, task: Task, protocol: Protocol, items: Sequence[Item]
     bar = work.display.begin(task.name, len(items) * protocol.samples)
 
     async def one(item: Item, sample: int) -> Reply:
-        body = {**item.body, "temperature": protocol.temperature, "seed": _seed(item, sample),
-                work.length_field: protocol.max_tokens}  # fmt: skip
+        sampling = {"temperature": protocol.temperature, "seed": _seed(item, sample),
+                    work.length_field: protocol.max_tokens}  # fmt: skip
+        salt = [task.name, item.id, sample]
         try:
-            return await work.endpoint.ask(body, salt=[task.name, item.id, sample])
+            if task.play is not None:
+                user = work.user or work.endpoint
+                return await task.play(
+                    item,
+                    lambda body: work.endpoint.ask({**body, **sampling}, salt=salt),
+                    lambda body: user.ask({**body, **sampling}, salt=[*salt, "user"]),
+                )
+            return await work.endpoint.ask({**item.body, **sampling}, salt=salt)
         finally:
             work.display.advance(bar)
 

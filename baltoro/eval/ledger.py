@@ -49,6 +49,7 @@ class Ledger:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+        self._descriptor = -1  # the number may be another file's by the time that somebody writes
 
     def __len__(self) -> int:
         return len(self._records)

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from baltoro.errors import BaltoroError
 from baltoro.eval.task import Task
-from baltoro.eval.tasks import choices, functions, ifeval, maths, programs
+from baltoro.eval.tasks import choices, functions, ifeval, maths, programs, tau2
 
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
         maths.GSM8K, maths.AIME24, choices.MMLU, choices.BBH, ifeval.IFEVAL, functions.BFCL, functions.ACEBENCH,
+        tau2.TAU2_RETAIL,
         programs.HUMANEVAL, *programs.HUMANEVAL_X, programs.MBPP,
     )
 }  # fmt: skip

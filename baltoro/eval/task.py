@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from typing import Any
 from baltoro.chat.messages import ToolCall
 from baltoro.errors import BaltoroError
 from baltoro.eval.code import Runner
+from baltoro.eval.endpoint import Reply
 from baltoro.eval.score import Score
 
 Json = Any
+Talk = Callable[[Mapping[str, Json]], Awaitable[Reply]]  # a body without model and sampling -> its answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class Task:
     items: Callable[[Path], list[Item]]
     score: Callable[[Item, Said, Runner], Score]
     runs_code: bool = False
+    play: Callable[[Item, Talk, Talk], Awaitable[Reply]] | None = None  # a conversation of the model with a user
     needs: Callable[[], str] = field(default=lambda: "")  # what is missing on this machine; nothing if it can run
 
 

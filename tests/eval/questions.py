@@ -68,6 +68,7 @@ def write(folder: Path) -> Path:
         _lines(ace / f"data_{kind}.json", [question])
         truth = {"id": f"{kind}_0", "ground_truth": {"get.weather": {"city": "Rome"}}}
         _lines(ace / f"possible_answer/data_{kind}.json", [truth])
+    _shop(folder / "toolcalling/tau2/retail")
     prompt, _, test = DOUBLE["python"]
     problem = {
         "task_id": "HumanEval/0",
@@ -87,6 +88,8 @@ def write(folder: Path) -> Path:
 def right(body: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
     """What a perfect model says to any of these."""
     asked = body["messages"][-1]["content"]
+    if body["messages"][0]["content"].startswith(("You play a user", "You are a customer service agent")):
+        return _conversing(body)
     if "tools" in body:
         return "", [("get_weather", '{"city": "Rome"}')]
     for marker, answer in {
@@ -98,6 +101,48 @@ def right(body: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
             return answer, []
     language = next(name for name, (declared, _, _) in DOUBLE.items() if declared.strip() in asked)
     return f"Here:\n```\n{DOUBLE[language][0]}{DOUBLE[language][1]}```\n", []
+
+
+def _conversing(body: dict[str, Any]) -> tuple[str, list[tuple[str, str]]]:
+    """User and agent of a shop: cancel, done, bye."""
+    if "tools" not in body:
+        return ("###STOP###" if "Done" in body["messages"][-1]["content"] else "Cancel #W1, I no longer need it."), []
+    if body["messages"][-1]["role"] == "tool":
+        return "Done.", []
+    return "", [("cancel_pending_order", '{"order_id": "#W1", "reason": "no longer needed"}')]
+
+
+def shop() -> dict[str, Any]:
+    """A database of tau2's form: one user with a gift card, a pending and a delivered order."""
+    variants = {
+        name: {"item_id": name, "options": {"size": size}, "available": available, "price": price}
+        for name, size, available, price in (("1", "S", True, 10.0), ("2", "L", True, 14.5), ("3", "XL", False, 5.0))
+    }
+    address = {"address1": "a", "address2": "", "city": "c", "country": "USA", "state": "s", "zip": "1"}
+    item = {"name": "Shirt", "product_id": "9", "item_id": "1", "price": 10.0, "options": {"size": "S"}}
+    orders = {
+        order: {"order_id": order, "user_id": "ann_1", "address": address, "items": [item], "status": status,
+                "payment_history": [{"transaction_type": "payment", "amount": 10.0, "payment_method_id": method}]}
+        for order, status, method in (("#W1", "pending", "gift_card_1"), ("#W2", "delivered", "card_1"))
+    }  # fmt: skip
+    methods = {"gift_card_1": {"source": "gift_card", "id": "gift_card_1", "balance": 3.0},
+               "card_1": {"source": "credit_card", "id": "card_1"}}  # fmt: skip
+    user = {"user_id": "ann_1", "name": {"first_name": "Ann", "last_name": "Bee"}, "address": address,
+            "email": "ann@example.com", "payment_methods": methods, "orders": list(orders)}  # fmt: skip
+    product = {"name": "Shirt", "product_id": "9", "variants": variants}
+    return json.loads(json.dumps({"products": {"9": product}, "users": {"ann_1": user}, "orders": orders}))
+
+
+def _shop(folder: Path) -> None:
+    _text(folder / "db.json", json.dumps(shop()))
+    _text(folder / "policy.md", "Be kind.")
+    parameters = {"type": "object", "properties": {"order_id": {"type": "string"}, "reason": {"type": "string"}}}
+    tool = {"type": "function", "function": {"name": "cancel_pending_order", "parameters": parameters}}
+    _text(folder / "tools.json", json.dumps([tool]))
+    action = {"name": "cancel_pending_order", "arguments": {"order_id": "#W1", "reason": "no longer needed"}}
+    task = {"id": "0", "user_scenario": {"instructions": {"reason_for_call": "Cancel #W1."}},
+            "evaluation_criteria": {"actions": [action], "nl_assertions": None}}  # fmt: skip
+    _text(folder / "tasks.json", json.dumps([task]))
 
 
 def _lines(path: Path, rows: list[dict[str, Any]]) -> None:

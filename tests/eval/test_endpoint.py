@@ -75,6 +75,19 @@ def test_an_answer_is_paid_once_over_any_number_of_runs(tmp_path: Path) -> None:
     assert len(scripted.asked) == 4
 
 
+def test_the_same_asked_twice_at_once_is_paid_once(tmp_path: Path) -> None:
+    scripted = Scripted(lambda _: (200, document()))
+    asking, ledger = endpoint(scripted, tmp_path)
+
+    async def ask() -> list[Any]:
+        return await asyncio.gather(*(asking.ask(BODY) for _ in range(5)), asking.ask(BODY, salt="other"))
+
+    with ledger:
+        replies = asyncio.run(ask())
+    assert len(scripted.asked) == asking.paid == 2
+    assert all(reply.body == document() for reply in replies)
+
+
 def test_a_stream_that_breaks_off_is_asked_again(tmp_path: Path) -> None:
     texts = ["data: {}\n\n", 'data: {"choices": []}\n\ndata: [DONE]\n\n']
     transport = httpx2.MockTransport(lambda _: httpx2.Response(200, text=texts.pop(0)))

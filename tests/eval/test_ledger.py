@@ -61,6 +61,14 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert [ledger.get(str(number)) for number in range(5)] == [{"body": number} for number in range(5)]
 
 
+def test_a_ledger_that_is_closed_writes_nothing(tmp_path: Path) -> None:
+    with Ledger(tmp_path / "l", OWNER) as ledger:
+        pass
+    with (tmp_path / "other").open("w") as other, pytest.raises(OSError, match="Bad file descriptor"):
+        ledger.put("a", {"body": other.fileno()})
+    assert (tmp_path / "other").read_text() == ""
+
+
 def test_two_runs_cannot_write_one_ledger(tmp_path: Path) -> None:
     with (
         Ledger(tmp_path / "l", OWNER),

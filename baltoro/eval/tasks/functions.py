@@ -88,7 +88,7 @@ def _score_ace(item: Item, said: Said, _: Runner) -> Score:
             item, f"called {said.calls[0].name}" if said.calls else "" if said.text.strip() else "said nothing"
         )
     expected = expected_calls(item.truth)
-    found = [(call.name, _arguments(call)) for call in said.calls]
+    found = [(call.name, arguments_of(call.arguments)) for call in said.calls]
     left = list(expected)
     for name, arguments in found:
         match = next((each for each in left if each[0] == name and same(each[1], arguments)), None)
@@ -110,11 +110,12 @@ def _again(name: str, names: Mapping[str, Json]) -> bool:
     return head != name and sum(re.sub(r"_\d+$", "", each) == head for each in names) > 1
 
 
-def _arguments(call: ToolCall) -> Json:
+def arguments_of(told: Json) -> Json:
+    """Of a call; what is no JSON stays text."""
     try:
-        return json.loads(call.arguments) if isinstance(call.arguments, str) else call.arguments
+        return json.loads(told) if isinstance(told, str) else told
     except ValueError:
-        return call.arguments
+        return told
 
 
 def same(wanted: Json, found: Json) -> bool:
