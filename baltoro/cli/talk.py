@@ -210,6 +210,9 @@ def serve(
     insecure_no_keys: Annotated[
         bool, typer.Option("--insecure-no-keys", help="Listen on other networks than loopback without asking for keys.")
     ] = False,
+    verified: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="report.json of `baltoro verify`: its scores are in /health.")
+    ] = None,
     tls_cert: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Speak HTTPS with this certificate (PEM); SIGHUP reads it anew."),
@@ -241,6 +244,7 @@ def serve(
     """
     from baltoro.server import listen
     from baltoro.server.app import Served, create_app
+    from baltoro.server.verified import Verified
     from baltoro.server.web_search import WebSearch
 
     if context.args and engine is Engine.baltoro:
@@ -260,6 +264,7 @@ def serve(
     sockets = listen.bind(host, port)  # before the model loads: a taken port is told at once
     access.check(all(map(listen.is_loopback, sockets)))
     searches = None if web_search is None else WebSearch(hooks.load("--web-search", web_search))
+    scores = None if verified is None else Verified(verified)
     names = tuple(served_model_name or default_names(model))
     accounts = access.accounts(names, say)
     writing = journaling.opened(
@@ -295,7 +300,7 @@ def serve(
             draw_seeds=writing is not None,
         )  # fmt: skip
     with closing(opened) as llm:
-        served = Served(llm=llm, names=names, web_search=searches)
+        served = Served(llm=llm, names=names, web_search=searches, verified=scores)
         url = listen.url(host, sockets[0], scheme="https" if certificate else "http")
         say(f"serving {served.names[0]} on {url}/v1 and a chat page on {url}/ (Ctrl-C stops)")
         try:

@@ -43,6 +43,7 @@ from baltoro.server.gate import Gate
 if TYPE_CHECKING:
     from baltoro.llm import ChatModel
     from baltoro.server.books import Accounts
+    from baltoro.server.verified import Verified
     from baltoro.server.web_search import WebSearch
 
 
@@ -53,6 +54,7 @@ class Served:
     llm: ChatModel
     names: tuple[str, ...]
     web_search: WebSearch | None = None  # None: `$web_search` is refused
+    verified: Verified | None = None  # what `baltoro verify` found, for /health
     draining: threading.Event = field(default_factory=threading.Event)  # set: new requests should go elsewhere
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -111,7 +113,8 @@ def create_app(
         """200 only when the engine answers, not merely the socket."""
         reason = await asyncio.to_thread(served.llm.unhealthy)
         if reason is None:
-            return JSONResponse({"status": "ok", "model": served.names[0]})
+            score = {} if served.verified is None else {"verified": await asyncio.to_thread(served.verified.score)}
+            return JSONResponse({"status": "ok", "model": served.names[0], **score})
         return envelopes.answer(request, problem(EngineError(reason)))
 
     @router.head("/ready")
