@@ -115,6 +115,7 @@ class MuonClip:
         """layout: how `model` is spread; None: it is whole, and this process alone"""
         self.model, self.config = model, config
         self.layout = Layout.alone() if layout is None else layout
+        self.updates = 0  # steps taken
         self.attentions = [module for module in model.modules() if isinstance(module, Attention)]  # by layer
         hidden: list[tuple[str, nn.Parameter]] = []
         self.rest: list[tuple[str, nn.Parameter]] = []
@@ -189,6 +190,7 @@ class MuonClip:
             if place.group.size > 1 and not place.sharded:
                 travelling.append((local(parameter), share.detach(), place))
         self.adamw.step()
+        self.updates += 1
         for group in self.layout.groups:
             pieces = [(whole, share, place) for whole, share, place in travelling if place.group is group]
             ranks = range(group.size)
@@ -287,6 +289,7 @@ class MuonClip:
 
     def taken(self, steps: int) -> None:
         """So many steps were taken before, which AdamW's bias correction knows."""
+        self.updates = steps
         for share in self.shares.values():
             self.adamw.state[share]["step"].fill_(float(steps))
 

@@ -39,6 +39,7 @@ class Progress:
     """Where a run is. Steps are counted from 0 and name the next one to take."""
 
     step: int = 0  # over the whole run
+    updates: int = 0  # of the parameters, when it was saved; reinforcement learning makes several a step
     phase: int = 0
     phase_step: int = 0
     tokens: int = 0
@@ -63,6 +64,7 @@ class TrainState:
         """
         staging, final, old = out / ".state-unfinished", out / "state", out / ".state-old"
         world, progress = self.layout.world, self.progress
+        progress.updates = self.optimizer.updates
         if broken := world.first(self._not_finite()):
             raise RecipeError(
                 f"{broken} is not finite any more at step {progress.step}",
@@ -113,7 +115,7 @@ class TrainState:
                 f"{saved} cannot be resumed: {error}",
                 hint="[model] or adamw_matrices changed, or files are missing; delete it to restart",
             ) from error
-        self.optimizer.taken(self.progress.step)
+        self.optimizer.taken(self.progress.updates)
         return True
 
     def _wanted(self) -> Iterator[tuple[str, Piece, int]]:

@@ -77,7 +77,7 @@ def test_the_trainers_log_probs_are_the_engines(
 def test_a_conversation_is_what_the_template_prints_of_it(tmp_path: Path) -> None:
     """Turns are appended as ids; the whole, rendered at once from the messages, is the same."""
     recipe = tiny_rl.recipe(tmp_path, tasks=SESSIONS, samples=4)
-    tokenizer, groups = Tokenizer.open(tiny_rl.NANO), tiny_rl.groups(recipe, 4)
+    tokenizer, groups = Tokenizer.open(tiny_rl.NANO), tiny_rl.groups(recipe, 8)
     with Actor(load(tiny_rl.NANO), recipe) as actor:
         actor.draw(groups, temperature=0.3, allowance=0)
     several = 0
