@@ -25,8 +25,8 @@ program() { # NAME PACKAGE...
   echo "$wanted" > "$here/$name/.installed"
 }
 
-python langchain langchain==1.5.2 langchain-openai==1.7.4
-python llama-index llama-index-core==0.14.25 llama-index-llms-openai-like==0.8.1
+python langchain langchain==1.5.2 langchain-openai==1.7.4 rank-bm25==0.2.2
+python llama-index llama-index-core==0.14.25 llama-index-llms-openai-like==0.8.1 llama-index-retrievers-bm25==0.8.0
 python litellm litellm==1.110.2 mcp==2.3.0
 if command -v npm > /dev/null; then
   program claude-code @anthropic-ai/claude-code@2.1.332
