@@ -88,7 +88,8 @@ class Runner:
             finally:
                 _end(process)
             output.seek(max(0, output.seek(0, 2) - _OUTPUT))
-            return Ran(code, output.read().decode("utf-8", "replace"))
+            # The folder's name is another each time, and what is recorded must not be.
+            return Ran(code, output.read().decode("utf-8", "replace").replace(str(folder), "/work"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
