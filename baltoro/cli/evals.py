@@ -150,11 +150,12 @@ def run(
     tasks, left_out = chosen(task or [])
     if not data.is_dir():
         raise BaltoroError(f"{data} is no folder", hint="--data DIR: docs/eval.md says what lies where")
-    if absent := [each.name for each in tasks if not (data / each.data).exists()]:
+    if absent := [each for each in tasks if not (data / each.data).exists()]:
         if task:
-            raise BaltoroError(f"{data} has no {tasks[0].data}", hint="docs/eval.md says where it is to be had")
-        left_out += [f"{each}: its files are not in {data}" for each in absent]
-        tasks = [each for each in tasks if each.name not in absent]
+            files = ", ".join(str(each.data) for each in absent)
+            raise BaltoroError(f"{data} has no {files}", hint="docs/eval.md says where it is to be had")
+        left_out += [f"{each.name}: its files are not in {data}" for each in absent]
+        tasks = [each for each in tasks if each not in absent]
     runner = Runner.open(unsafe=unsafe_code) if any(each.runs_code for each in tasks) else Runner(walled=False)
     wanted = [(each, _protocol(each, samples, max_tokens, temperature, limit)) for each in tasks]
     folder = out or Path("eval-" + re.sub(r"[^\w.-]+", "_", (url or model).split("://")[-1]).strip("_"))

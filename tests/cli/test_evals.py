@@ -81,6 +81,7 @@ def test_protocols_are_the_cards() -> None:
         (["delegate", "mmlu-pro", "--url", "http://a", "--go"], "pip install 'evalscope'"),
         (["run", "--data", "no-such-folder"], "is no folder"),
         (["run", "--data", ".", "--task", "gsm8k"], "has no evals/gsm8k"),
+        (["run", "--data", ".", "--task", "gsm8k", "--task", "mmlu"], "gsm8k, evals/mmlu"),
         (["run", "--data", ".", "--task", "gsm9k"], "no task is called gsm9k"),
     ],
 )  # fmt: skip
